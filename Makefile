@@ -1,0 +1,54 @@
+# Each target sets up what it needs: `make demo` and `make test` work in a fresh clone with Python 3.11 and git.
+#
+#   TORCH_INDEX_URL  package index for torch alone, for instance one with CPU builds
+#   PYTHON           interpreter to make the environment with
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export TRANSFORMERS_VERBOSITY ?= error
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt  # the variable also reaches the build environment
+SETUP_FILES := pyproject.toml setup.py constraints.txt
+
+.PHONY: demo test test-slow lint setup clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.eval
+	$(BIN)/python -m invfast.demo -o out/demo.png
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n 2 -q
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m slow --timeout=3600
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: $(VENV)/.eval
+
+$(VENV)/.python: $(SETUP_FILES)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(0 if v >= (3, 11) else f"invfast needs Python 3.11 or later, {sys.executable} is {v.major}.{v.minor}; pass PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifdef TORCH_INDEX_URL
+	$(BIN)/python -m pip install -q --index-url "$(TORCH_INDEX_URL)" torch
+endif
+	@touch $@
+
+# An extra's stamp means: installed, editable, at the versions of the constraints file.
+$(VENV)/.eval: $(VENV)/.python
+	@echo "installing invfast[eval] into $(VENV), a minute or two"
+	$(BIN)/python -m pip install -q -e ".[eval]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.python
+	@echo "installing invfast[eval,test] into $(VENV), a minute or two"
+	$(BIN)/python -m pip install -q -e ".[eval,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,7 @@
+"""invfast: invert images through diffusion models, fast and exactly."""
+
+from invfast.api import Reconstruction, invert, reconstruct
+from invfast.inversion import Inversion
+from invfast.schedule import Schedule
+
+__all__ = ["Inversion", "Reconstruction", "Schedule", "invert", "reconstruct"]

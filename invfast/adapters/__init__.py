@@ -1,0 +1,27 @@
+"""What is particular to a family of pipelines: encode, decode, condition, and the predictor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invfast.adapters.stable_diffusion import StableDiffusion
+
+ADAPTERS = (StableDiffusion,)
+
+
+def resolve(pipe: Any) -> type[StableDiffusion]:
+    """The adapter of a pipeline.
+
+    Raises:
+        TypeError: no adapter knows it.
+    """
+    for adapter in ADAPTERS:
+        if adapter.supports(pipe):
+            return adapter
+    raise TypeError(
+        f"pipeline {type(pipe).__name__} is not supported; expected one of: "
+        + "; ".join(adapter.description for adapter in ADAPTERS)
+    )
+
+
+__all__ = ["ADAPTERS", "StableDiffusion", "resolve"]

@@ -1,0 +1,163 @@
+"""Stable Diffusion 1.x and 2.x: an AutoencoderKL, one text encoder, a UNet2DConditionModel."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from invfast import images, runtimes
+from invfast.adapters.clone import is_hooked, private
+from invfast.adapters.predictor import Predictor
+
+DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
+_MISSING = object()
+
+
+class StableDiffusion:
+    """One pipeline for the time of one call. The pipeline is read, never written.
+
+    Args:
+        pipe: the diffusers pipeline.
+        runtime: runtime name.
+        dtype: the network's dtype or its name; None keeps the pipeline's, but float32 for float16 on a CPU.
+
+    Raises:
+        ValueError: unknown runtime or dtype. RuntimeError: the runtime cannot run here.
+    """
+
+    description = "Stable Diffusion 1.x or 2.x (vae, text_encoder, tokenizer and a UNet2DConditionModel of VAE latents)"
+
+    def __init__(self, pipe: Any, runtime: str = "auto", dtype: torch.dtype | str | None = None) -> None:
+        self.pipe = pipe
+        self.device = torch.device(pipe._execution_device)
+        self.dtype = _network_dtype(dtype, pipe.unet.dtype, self.device)
+        self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.runtime = runtimes.resolve(runtime)
+
+    @staticmethod
+    def supports(pipe: Any) -> bool:
+        parts = ("unet", "vae", "scheduler", "tokenizer", "encode_prompt")
+        if any(getattr(pipe, part, None) is None for part in parts) or hasattr(pipe, "text_encoder_2"):
+            return False
+        config = pipe.unet.config
+        return "cross_attention_dim" in config and config.in_channels == pipe.vae.config.latent_channels
+
+    @contextmanager
+    def session(self) -> Iterator[StableDiffusion]:
+        """Leaves the pipeline as it was: interrupt flag, progress-bar settings, offloading."""
+        names = ("_interrupt", "_progress_bar_config")
+        before = {name: self.pipe.__dict__.get(name, _MISSING) for name in names}
+        self.pipe._interrupt = False  # as diffusers does at the start of a call
+        try:
+            yield self
+        finally:
+            for name, value in before.items():
+                if value is _MISSING:
+                    self.pipe.__dict__.pop(name, None)
+                else:
+                    setattr(self.pipe, name, value)
+            self.pipe.maybe_free_model_hooks()
+
+    @property
+    def interrupted(self) -> bool:
+        return bool(self.pipe._interrupt)
+
+    @torch.inference_mode()
+    def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
+        """x_0 (B, C, h, w): the posterior mean times the scaling factor; latents pass through, checked."""
+        channels = self.pipe.unet.config.in_channels
+        if isinstance(image, torch.Tensor) and image.ndim == 4 and image.shape[1] == channels:
+            x = image.detach()
+            if x.numel() == 0 or not x.is_floating_point() or not bool(x.isfinite().all()):
+                raise ValueError(
+                    f"latents must be finite floats of shape (B, {channels}, h, w), got {x.dtype} {tuple(x.shape)}"
+                    + (" with non-finite values" if x.is_floating_point() and x.numel() else "")
+                )
+            return x.to(self.device, self.latent_dtype)
+        vae = self._vae()
+        pixels = images.to_pixels(image, self.pipe.vae_scale_factor, height, width)
+        x = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
+        return (x.to(self.latent_dtype) - self._shift()) * vae.config.scaling_factor
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) pixels in [0, 1], float32."""
+        vae = self._vae()
+        x = latents / vae.config.scaling_factor + self._shift()
+        return (vae.decode(x.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    def guidance(self, scale: float) -> float:
+        """The scale as far as it runs a second branch: 1 where it is below, or an input of the network itself (LCM)."""
+        distilled = self.pipe.unet.config.time_cond_proj_dim is not None
+        return scale if scale > 1 and not distilled else 1.0
+
+    @torch.inference_mode()
+    def condition(
+        self,
+        batch: int,
+        prompt: list[str] | None,
+        negative_prompt: list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        guidance_scale: float,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+        """The network's static inputs for `batch` images, and the unconditional ones under guidance.
+
+        Texts are one an image; embeddings (1 or B, tokens, width) replace them.
+        """
+        static = {"encoder_hidden_states": self._embed(batch, prompt, prompt_embeds, "prompt_embeds")}
+        width = self.pipe.unet.config.time_cond_proj_dim
+        if width is not None:
+            scale = torch.tensor(guidance_scale - 1, device=self.device).repeat(batch)
+            static["timestep_cond"] = self.pipe.get_guidance_scale_embedding(scale, embedding_dim=width)
+        if self.guidance(guidance_scale) <= 1:
+            return static, None
+        texts = [""] * batch if negative_prompt is None else negative_prompt
+        return static, {
+            "encoder_hidden_states": self._embed(batch, texts, negative_prompt_embeds, "negative_prompt_embeds")
+        }
+
+    def predictor(
+        self, x: torch.Tensor, condition: dict[str, torch.Tensor], negative: dict[str, torch.Tensor] | None
+    ) -> Predictor:
+        """The network on this runtime, bound to its condition."""
+        module = private(self.pipe.unet, self.dtype, self.runtime.memory_format(self.device))
+        spec = runtimes.Spec(device=self.device, dtype=self.dtype)
+        network = self.runtime.prepare(module, {"x": x, **condition}, spec)
+        return Predictor(network, condition, negative, self.dtype, self.runtime.dynamic_batch)
+
+    def _embed(self, batch: int, texts: list[str] | None, embeds: torch.Tensor | None, name: str) -> torch.Tensor:
+        """(B, tokens, width); equal texts are encoded once."""
+        unique = None if embeds is not None else list(dict.fromkeys(texts))
+        rows, _ = self.pipe.encode_prompt(unique, self.device, 1, False, prompt_embeds=embeds)
+        if unique is not None and len(unique) > 1:
+            return rows[[unique.index(text) for text in texts]]
+        if rows.shape[0] not in (1, batch):
+            raise ValueError(f"{name} has {rows.shape[0]} rows for {batch} images; expected 1 or {batch}")
+        return rows.expand(batch, *rows.shape[1:])
+
+    def _vae(self) -> torch.nn.Module:
+        vae = self.pipe.vae
+        half = vae.dtype == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
+        if is_hooked(vae) and not half:
+            return vae
+        return private(vae, torch.float32 if half else vae.dtype, self.runtime.memory_format(self.device))
+
+    def _shift(self) -> float:
+        return self.pipe.vae.config.get("shift_factor") or 0.0
+
+
+def _network_dtype(asked: torch.dtype | str | None, own: torch.dtype, device: torch.device) -> torch.dtype:
+    slow = device.type == "cpu"
+    if asked is None:
+        return torch.float32 if own == torch.float16 and slow else own
+    dtype = DTYPES.get(asked, asked) if isinstance(asked, str) else asked
+    if dtype not in DTYPES.values():
+        raise ValueError(f"unknown dtype {asked!r}; expected one of {', '.join(DTYPES)}")
+    if dtype == torch.float16 and slow:
+        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=4)
+    return dtype

@@ -1,0 +1,336 @@
+"""`invert` and `reconstruct`: the two calls, from any image to its noise and back."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from numbers import Real
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from invfast import adapters, images, methods
+from invfast.adapters import StableDiffusion
+from invfast.integrate import Hooks, Run, integrate
+from invfast.inversion import Inversion, Stats
+from invfast.methods import Method, Problem
+from invfast.methods.base import Stepper
+from invfast.schedule import Schedule
+
+logger = logging.getLogger("invfast")
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+Text = str | Sequence[str]
+
+
+@dataclass
+class Reconstruction(BaseOutput):
+    """What `reconstruct` returns.
+
+    Args:
+        images: list of PIL images, numpy (B, H, W, 3) or torch (B, 3, H, W) in [0, 1], or the latents, by output_type.
+        latents: (B, C, h, w) the reconstructed x_0.
+        stats: how the run went.
+    """
+
+    images: Any
+    latents: torch.Tensor
+    stats: Stats
+
+
+def invert(
+    pipe: Any,
+    image: Any,
+    prompt: Text | None = "",
+    *,
+    method: str | Method = "ddim",
+    num_inference_steps: int = 50,
+    timesteps: Sequence[int] | None = None,
+    schedule: Schedule | None = None,
+    guidance_scale: float = 1.0,
+    negative_prompt: Text | None = None,
+    prompt_embeds: torch.Tensor | None = None,
+    negative_prompt_embeds: torch.Tensor | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    runtime: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    cuda_graph: bool | None = None,
+    save_trajectory: bool = False,
+    callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    return_dict: bool = True,
+) -> Inversion | tuple[torch.Tensor, torch.Tensor]:
+    """Finds the noise from which a diffusion pipeline regenerates images. The pipeline is left untouched.
+
+    Names and meanings are those of diffusers' pipelines.
+
+    Args:
+        pipe: a Stable Diffusion 1.x or 2.x pipeline. Whatever its scheduler, the grid is DDIM's over its betas.
+        image: PIL image, path, numpy array, torch tensor, or a list of them (`images.to_pixels` says which shapes and
+            ranges), or latents (B, 4, h, w), finite floats, already scaled.
+        prompt: one text for all images or one an image.
+        method: a name (`methods.METHODS`) or a Method instance.
+        num_inference_steps, timesteps: the grid, see `Schedule.from_scheduler`.
+        schedule: a grid of your own; replaces both.
+        guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
+            is a known failure (warned); below 1 is as 1.
+        negative_prompt, prompt_embeds, negative_prompt_embeds: as in diffusers; embeddings are (1 or B, tokens, width)
+            and replace the text.
+        height, width: resize to this, multiples of the VAE's factor; by default each image's own size, rounded down.
+        generator: for methods that draw noise; a list has one an image.
+        runtime: where the network runs; "auto" or a name, see `runtimes.RUNTIMES`.
+        dtype: the network's, a torch dtype or its name. Latents stay float32 (float64 for a float64 network).
+        cuda_graph: None or False; no runtime here captures graphs.
+        save_trajectory: keep the latents of every node, on the CPU.
+        callback_on_step_end: called as (pipe, step, t, tensors); may return tensors to replace, or set
+            `pipe._interrupt = True` to stop.
+        callback_on_step_end_tensor_inputs: names from the method's state.
+        return_dict: False returns (latents, init_latents).
+
+    Returns:
+        Inversion, its latents at the noise end of the grid, or where it was interrupted.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used; the message says what was expected.
+        RuntimeError: a runtime asked for by name cannot run here.
+        FloatingPointError: latents became non-finite; names step, t, image and dtype.
+    """
+    chosen = methods.resolve(method)
+    _check_options(guidance_scale, cuda_graph)
+    if guidance_scale > 1:
+        warnings.warn(
+            f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
+            "invert at 1.0 and raise the guidance when you edit",
+            stacklevel=2,
+        )
+    model = adapters.resolve(pipe)(pipe, runtime, dtype)
+    grid = _schedule(pipe, schedule, num_inference_steps, timesteps)
+    with model.session():
+        x = model.encode(image, height, width)
+        texts = _texts(len(x), prompt, negative_prompt, prompt_embeds)
+        condition = model.condition(len(x), *texts, prompt_embeds, negative_prompt_embeds, guidance_scale)
+        problem = _problem(model, grid, guidance_scale, generator, len(x))
+        stepper = chosen.inverter(problem)
+        hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
+        run, stats = _run(model, stepper, x, condition, grid, hooks)
+    node = stepper.steps.start + run.steps_taken
+    state = dict(run.state)
+    inversion = Inversion(
+        latents=state.pop("latents"),
+        init_latents=x.clone(),
+        state=state,
+        schedule=grid,
+        method=chosen,
+        node=node,
+        prompt=texts[0],
+        negative_prompt=texts[1],
+        guidance_scale=float(guidance_scale),
+        stats=stats,
+        trajectory=run.trajectory,
+        provenance=_provenance(pipe, grid, chosen, condition),
+    )
+    if node < grid.num_steps:
+        logger.warning("interrupted at node %d of %d; the latents are not noise yet", node, grid.num_steps)
+    return inversion if return_dict else inversion.to_tuple()
+
+
+def reconstruct(
+    pipe: Any,
+    inversion: Inversion,
+    *,
+    guidance_scale: float | None = None,
+    prompt_embeds: torch.Tensor | None = None,
+    negative_prompt_embeds: torch.Tensor | None = None,
+    runtime: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    cuda_graph: bool | None = None,
+    output_type: str = "pil",
+    callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    return_dict: bool = True,
+) -> Reconstruction | tuple[Any]:
+    """Regenerates the images of an inversion: its sampler, grid and prompts, the other way.
+
+    Args:
+        pipe: the pipeline it was made with; left untouched.
+        inversion: what `invert` returned. One that was interrupted is resumed from the node it reached.
+        guidance_scale: None for the inversion's own.
+        prompt_embeds, negative_prompt_embeds: needed again where the inversion was given them.
+        output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
+        Others: as in `invert`.
+
+    Returns:
+        Reconstruction; with return_dict=False the tuple (images,).
+
+    Raises:
+        ValueError: the pipeline's latents or prediction type are not the inversion's, embeddings are missing, or an
+            argument cannot be used.
+        FloatingPointError: latents became non-finite.
+    """
+    scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
+    _check_options(scale, cuda_graph)
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
+    model = adapters.resolve(pipe)(pipe, runtime, dtype)
+    _check_match(pipe, inversion, prompt_embeds)
+    x, grid = inversion.latents.to(model.device, model.latent_dtype), inversion.schedule
+    with model.session():
+        condition = model.condition(
+            len(x), inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds, scale
+        )
+        digest = inversion.provenance.get("prompt_embeds")
+        if digest is not None and digest != _digest(condition):
+            warnings.warn("the prompt embeddings are not those the inversion was made with", stacklevel=2)
+        stepper = inversion.method.sampler(_problem(model, grid, scale, None, len(x)), inversion.node)
+        hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
+        run, stats = _run(model, stepper, x, condition, grid, hooks)
+        latents = run.state["latents"]
+        output = latents if output_type == "latent" else _present(model.decode(latents), output_type)
+    return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
+
+
+def _run(
+    model: StableDiffusion, stepper: Stepper, x: torch.Tensor, condition: tuple, grid: Schedule, hooks: Hooks
+) -> tuple[Run, Stats]:
+    """One pass over the grid under the pipeline's own progress bar."""
+    predict = model.predictor(x, *condition)
+    with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
+
+        def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
+            bar.update()
+            return hooks.on_step(step, t, state) if hooks.on_step else None
+
+        run = integrate(
+            stepper, x, predict, grid, Hooks(on_step, interrupted=hooks.interrupted, trajectory=hooks.trajectory)
+        )
+    stats = Stats(
+        evaluations=tuple(predict.evaluations),
+        samples=predict.samples,
+        seconds=run.seconds,
+        residual=run.residual,
+        runtime=model.runtime.name,
+        dtype=predict.dtype,
+        device=str(model.device),
+    )
+    return run, stats
+
+
+def _hooks(model: StableDiffusion, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
+    def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
+        unknown = [name for name in names if name not in state]
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
+        new = callback(model.pipe, step - 1, t, {name: state[name] for name in names}) or {}
+        return {name: value for name, value in new.items() if name in state}
+
+    return Hooks(on_step if callback else None, lambda: model.interrupted, trajectory)
+
+
+def _problem(
+    model: StableDiffusion,
+    grid: Schedule,
+    guidance_scale: float,
+    generator: torch.Generator | list[torch.Generator] | None,
+    batch: int,
+) -> Problem:
+    if isinstance(generator, list) and len(generator) != batch:
+        raise ValueError(f"generator has {len(generator)} generators for {batch} images; pass one, or one an image")
+
+    def draw(shape: Sequence[int], seed: int) -> torch.Tensor:
+        own = [torch.Generator().manual_seed(seed + j) for j in range(batch)] if generator is None else generator
+        return randn_tensor(tuple(shape), own, model.device, model.latent_dtype)
+
+    return Problem(grid, model.guidance(guidance_scale), model.device, model.latent_dtype, draw)
+
+
+def _schedule(pipe: Any, schedule: Schedule | None, steps: int, timesteps: Sequence[int] | None) -> Schedule:
+    if schedule is None:
+        return Schedule.from_scheduler(pipe.scheduler, steps, timesteps=timesteps)
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be an invfast.Schedule, got {type(schedule).__name__}")
+    if timesteps is not None:
+        raise ValueError("pass schedule or timesteps, not both")
+    _check_prediction(pipe, schedule)
+    return schedule
+
+
+def _check_prediction(pipe: Any, schedule: Schedule) -> None:
+    own = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if own != schedule.prediction_type:
+        raise ValueError(f"the pipeline's network predicts {own!r}, the schedule is for {schedule.prediction_type!r}")
+
+
+def _check_match(pipe: Any, inversion: Inversion, prompt_embeds: torch.Tensor | None) -> None:
+    if not isinstance(inversion, Inversion):
+        raise TypeError(f"inversion must be what invert() returns, got {type(inversion).__name__}")
+    _check_prediction(pipe, inversion.schedule)
+    channels = pipe.unet.config.in_channels
+    if inversion.latents.ndim != 4 or inversion.latents.shape[1] != channels:
+        raise ValueError(
+            f"latents of shape {tuple(inversion.latents.shape)} do not fit the pipeline: expected (B, {channels}, h, w)"
+        )
+    if inversion.prompt is None and prompt_embeds is None:
+        raise ValueError("this inversion was made with prompt_embeds; pass the same prompt_embeds to reconstruct()")
+
+
+def _check_options(guidance_scale: float, cuda_graph: bool | None) -> None:
+    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale) or guidance_scale < 0:
+        raise ValueError(f"guidance_scale must be a finite number of at least 0, got {guidance_scale!r}")
+    if cuda_graph:
+        raise ValueError("cuda_graph=True is unavailable: runtime 'eager' captures no graphs; pass None or False")
+
+
+def _texts(
+    batch: int, prompt: Text | None, negative_prompt: Text | None, prompt_embeds: torch.Tensor | None
+) -> tuple[list[str] | None, list[str] | None]:
+    """(prompts, negative prompts), one an image; None where there are none."""
+    if prompt_embeds is not None and prompt not in (None, ""):
+        raise ValueError("pass prompt or prompt_embeds, not both")
+    positive = None if prompt_embeds is not None else _each(prompt, batch, "prompt")
+    negative = None if negative_prompt is None else _each(negative_prompt, batch, "negative_prompt")
+    return positive, negative
+
+
+def _each(text: Text | None, batch: int, name: str) -> list[str]:
+    """One text an image."""
+    texts = [text] * batch if isinstance(text, str) else list(text) if isinstance(text, Sequence) else [text]
+    if not all(isinstance(each, str) for each in texts):
+        raise TypeError(f"{name} must be a text or a list of texts, got {text!r}")
+    if len(texts) != batch:
+        raise ValueError(f"{name} has {len(texts)} texts for {batch} images; pass one for all, or one an image")
+    return texts
+
+
+def _provenance(pipe: Any, grid: Schedule, method: Method, condition: tuple) -> dict[str, Any]:
+    return {
+        "pipeline": type(pipe).__name__,
+        "schedule": grid.digest,
+        **{f"schedule.{name}": value for name, value in grid.origin.items()},
+        "method": repr(method),
+        "prompt_embeds": _digest(condition),
+        **{name: metadata.version(name) for name in ("invfast", "torch", "diffusers", "transformers")},
+    }
+
+
+def _digest(condition: tuple) -> str:
+    sha = hashlib.sha256()
+    for static in condition:
+        for name, value in sorted((static or {}).items()):
+            sha.update(f"{name}{tuple(value.shape)}".encode())
+            sha.update(value.to("cpu", torch.float64).contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _present(pixels: torch.Tensor, output_type: str) -> Any:
+    if output_type == "pt":
+        return pixels.clone()
+    return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()

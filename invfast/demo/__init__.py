@@ -1,0 +1,78 @@
+"""The bundled pipeline: a small, really trained text-to-image latent diffusion model, and images to try it on.
+
+Works offline. emoji64/README.md is its model card.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from invfast.demo.reparametrised import ReparametrisedUNet
+from invfast.images import load
+from invfast.schedule import PREDICTION_TYPES
+
+ROOT = Path(__file__).parent
+
+PROMPTS = {
+    "peach": "noto peach",
+    "soccer_ball": "twemoji soccer ball",
+    "astronaut": "photo astronaut",
+    "cat": "photo cat",
+    "coffee": "photo coffee",
+    "cat_face": "noto cat face",
+    "tulip": "noto tulip",
+    "pizza": "twemoji slice of pizza",
+    "rocket": "twemoji rocket",
+    "strawberry": "noto strawberry",
+    "guitar": "noto guitar",
+    "owl": "twemoji owl",
+    "house": "twemoji house building",
+    "apple": "noto red apple",
+    "astronaut_suit": "photo astronaut",
+    "coffee_cup": "photo coffee",
+}
+
+
+class Sample(NamedTuple):
+    """A 64 px RGB image and the caption the model knows it by."""
+
+    image: Image.Image
+    prompt: str
+
+
+def load_pipeline(prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The bundled pipeline: 64 px images, latents (4, 16, 16), DDIM scheduler, prompts of at most 10 words.
+
+    Args:
+        prediction_type: "epsilon", as trained; "v_prediction" or "sample" give the same network behind an exact
+            re-parametrisation of its output, with the scheduler's config to match.
+        dtype: of all weights.
+
+    Raises:
+        ValueError: unknown prediction type.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"unknown prediction_type {prediction_type!r}; expected one of {PREDICTION_TYPES}")
+    folder = ROOT / "emoji64"
+    with warnings.catch_warnings():  # diffusers 0.42 renamed torch_dtype; older ones know no other name
+        warnings.simplefilter("ignore", FutureWarning)
+        pipe = StableDiffusionPipeline.from_pretrained(
+            folder, safety_checker=None, requires_safety_checker=False, torch_dtype=dtype, local_files_only=True
+        )
+        if prediction_type != "epsilon":
+            pipe.register_to_config(unet=("invfast", "ReparametrisedUNet"))
+            pipe.unet = ReparametrisedUNet.wrap(pipe.unet, pipe.scheduler.alphas_cumprod, prediction_type)
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_images() -> dict[str, Sample]:
+    """Named 64 px samples with their prompts: emoji on white, and real photographs (scikit-image's, cropped)."""
+    return {name: Sample(load(ROOT / "images" / f"{name}.png"), prompt) for name, prompt in PROMPTS.items()}

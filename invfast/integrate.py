@@ -1,0 +1,126 @@
+"""The only loop over the grid: a stepper, a predictor, and what has to happen between two steps."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from invfast.schedule import Schedule
+
+if TYPE_CHECKING:
+    from invfast.methods.base import Predict, State, Stepper
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller wants to see or do between steps.
+
+    Args:
+        on_step: (steps taken so far, time, state) -> tensors of the state to replace, or None.
+        interrupted: asked before each step; True ends the run where it stands.
+        trajectory: keep the latents of every node.
+    """
+
+    on_step: Callable[[int, int | float, State], State | None] | None = None
+    interrupted: Callable[[], bool] = lambda: False
+    trajectory: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """State after the last step taken, how many there were, and what was recorded of them."""
+
+    state: State
+    steps_taken: int
+    residual: torch.Tensor | None
+    trajectory: torch.Tensor | None
+    seconds: float
+
+
+def integrate(stepper: Stepper, x: torch.Tensor, predict: Predict, schedule: Schedule, hooks: Hooks) -> Run:
+    """Takes every step of `stepper` from the latents x (B, C, h, w).
+
+    Raises:
+        FloatingPointError: a latent became non-finite; names step, t, image and dtype. On the CPU at the step itself;
+            elsewhere as soon as the device has reported it, at the latest at the end.
+    """
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        state = stepper.init(x)
+        finite = _FiniteCheck(x.device, predict.dtype, schedule, len(stepper.steps))
+        residuals: list[torch.Tensor] = []
+        nodes = [_to_host(state["latents"])] if hooks.trajectory else []
+        taken = 0
+        for i in stepper.steps:
+            if hooks.interrupted():
+                break
+            state, residual = stepper.step(i, state, predict)
+            taken += 1
+            finite.watch(taken, i, state["latents"])
+            if residual is not None:
+                residuals.append(residual)
+            if hooks.trajectory:
+                nodes.append(_to_host(state["latents"]))
+            if hooks.on_step is not None:
+                state = {**state, **(hooks.on_step(taken, schedule.t[i + 1].item(), state) or {})}
+        finite.close()
+    # Cloned outside inference mode: a caller may want to differentiate through or write into what it gets.
+    return Run(
+        state={name: value.clone() for name, value in state.items()},
+        steps_taken=taken,
+        residual=torch.stack(residuals).to("cpu", torch.float64, copy=True) if residuals else None,
+        trajectory=torch.stack(nodes) if nodes else None,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _to_host(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().to("cpu", copy=True)
+
+
+class _FiniteCheck:
+    """Per-step, per-image finite flags, read without ever making the device wait for the host."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, schedule: Schedule, total: int) -> None:
+        self.device, self.dtype, self.schedule, self.total = device, dtype, schedule, total
+        self.pending: deque[tuple[int, int, torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def watch(self, number: int, i: int, x: torch.Tensor) -> None:
+        flags, event = x.isfinite().flatten(1).all(1), None
+        if self.device.type == "cuda":
+            host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
+            flags, event = host.copy_(flags, non_blocking=True), torch.cuda.Event()
+            event.record()
+        self.pending.append((number, i, flags, event))
+        if self.device.type == "cpu" or event is not None:
+            self._read(wait=False)
+
+    def close(self) -> None:
+        self._read(wait=True)
+
+    def _read(self, wait: bool) -> None:
+        while self.pending:
+            number, i, flags, event = self.pending[0]
+            if event is not None and not event.query():
+                if not wait:
+                    return
+                event.synchronize()
+            self.pending.popleft()
+            bad = [j for j, ok in enumerate(flags.tolist()) if not ok]
+            if bad:
+                raise FloatingPointError(self._message(number, i, bad, len(flags)))
+
+    def _message(self, number: int, i: int, bad: list[int], batch: int) -> str:
+        names = ", ".join(str(j + 1) for j in bad[:8]) + (", ..." if len(bad) > 8 else "")
+        wide = self.dtype in (torch.float32, torch.float64)
+        remedy = "check the image and the weights for non-finite values" if wide else "try dtype=torch.float32"
+        return (
+            f"latents became non-finite at step {number} of {self.total} (t={self.schedule.t[i + 1].item()}) in "
+            f"image{'s' if len(bad) > 1 else ''} {names} of {batch}, "
+            f"dtype {str(self.dtype).removeprefix('torch.')}; {remedy}"
+        )

@@ -1,0 +1,40 @@
+"""Inversion methods: frozen dataclasses of settings, by class or by name."""
+
+from __future__ import annotations
+
+from invfast.methods.base import Method, Problem
+from invfast.methods.ddim import DDIM
+from invfast.methods.easyinv import EasyInv
+from invfast.methods.fixed_point import FixedPoint
+from invfast.methods.forward_start import ForwardStart
+
+METHODS: dict[str, Method] = {
+    "ddim": DDIM(),
+    "easyinv": EasyInv(),
+    "easyinv_sdxl": EasyInv.sdxl(),
+    "fixed_point": FixedPoint(3),
+    "averaged": FixedPoint(3, mixing="averaged"),
+    "anderson": FixedPoint(3, mixing="anderson"),
+    "warm_start": FixedPoint(1, warm_start="constant"),
+    "forward_start": ForwardStart(2),
+}
+"""What the names mean. AIDI_E is "averaged", AIDI_A "anderson", Uni-Inv "warm_start"."""
+
+
+def resolve(method: str | Method) -> Method:
+    """The method of a name, or the instance itself.
+
+    Raises:
+        ValueError: the name is unknown.
+        TypeError: neither a name nor a Method instance.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"method must be a name or a Method instance such as FixedPoint(3), got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(map(repr, METHODS))}")
+    return METHODS[method]
+
+
+__all__ = ["DDIM", "METHODS", "EasyInv", "FixedPoint", "ForwardStart", "Method", "Problem", "resolve"]

@@ -1,0 +1,107 @@
+"""What a method is: tables for a schedule and one step in each direction. No loop, no runtime, no pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from invfast import rows
+from invfast.ops import lincomb
+from invfast.schedule import Schedule
+
+State = dict[str, torch.Tensor]
+"""What a step hands to the next, by name, each (B, C, h, w); always holds "latents"."""
+
+
+class Predict(Protocol):
+    """(x, t) -> the network's own output, condition bound.
+
+    Returns (o,) without classifier-free guidance and (o_cond, o_uncond) with it, each of x's shape in the network's
+    dtype. `samples` lists the images to evaluate (None: all); the rows of the others hold anything finite.
+    """
+
+    dtype: torch.dtype
+
+    def __call__(
+        self, x: torch.Tensor, t: torch.Tensor, samples: list[int] | None = None
+    ) -> tuple[torch.Tensor, ...]: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a method may know of one run.
+
+    Args:
+        schedule: the grid.
+        guidance_scale: above 1 the network answers with two outputs.
+        device, dtype: of latents and tables; float64 for a float64 network, else float32.
+        draw: (shape of x_0) -> standard normal noise of that shape, one draw per image; takes the method's own seed.
+    """
+
+    schedule: Schedule
+    guidance_scale: float = 1.0
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    draw: Callable[[Sequence[int], int], torch.Tensor] | None = None
+
+    def place(self, table: torch.Tensor) -> torch.Tensor:
+        """A table without a network output, on the device."""
+        return table.to(self.device, self.dtype)
+
+    def place_guided(self, table: torch.Tensor) -> torch.Tensor:
+        """A table whose last input is the network's output, guidance folded in, on the device."""
+        return self.place(rows.guided(table, self.guidance_scale) if self.guidance_scale > 1 else table)
+
+
+class Stepper(Protocol):
+    """A method bound to a problem, in one direction."""
+
+    steps: range
+    """Indices of the schedule's steps, in the order they are taken."""
+
+    def init(self, x: torch.Tensor) -> State:
+        """The state before the first step from the latents the pass starts with."""
+
+    def step(self, i: int, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
+        """The state after step i, and each image's relative residual |f(y) - y| / |f(y)|, shape (B,), where known."""
+
+
+class Method:
+    """Base of all methods; subclasses are frozen dataclasses of their settings."""
+
+    def inverter(self, problem: Problem, start: int = 0) -> Stepper:
+        """Data to noise, from node `start` of the schedule."""
+        raise NotImplementedError
+
+    def sampler(self, problem: Problem, start: int) -> Stepper:
+        """Noise to data from node `start`: deterministic DDIM unless the method brings its own."""
+        table = problem.place_guided(rows.down(problem.schedule))
+        return Linear(problem.schedule, table, range(start - 1, -1, -1))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One evaluation and one row a step: inputs (latents, carried, o), outputs (latents, carried).
+
+    Args:
+        schedule: the grid.
+        table: (N, 1 + len(carried), ...) placed rows.
+        steps: which steps, in order.
+        carried: names of the state tensors beside the latents; they begin as copies of the latents.
+    """
+
+    schedule: Schedule
+    table: torch.Tensor
+    steps: range
+    carried: tuple[str, ...] = ()
+
+    def init(self, x: torch.Tensor) -> State:
+        return dict.fromkeys(("latents", *self.carried), x)
+
+    def step(self, i: int, state: State, predict: Predict) -> tuple[State, None]:
+        x = state["latents"]
+        inputs = [x, *(state[name] for name in self.carried), *predict(x, self.schedule.t[i + 1])]
+        return dict(zip(("latents", *self.carried), lincomb(inputs, self.table, i), strict=True)), None

@@ -1,0 +1,71 @@
+"""The first K steps replaced by one jump of forward diffusion, x = alpha_K x_0 + sigma_K n, then any method.
+
+"There and Back Again", arXiv 2410.23530, section 5: the first inversion steps leave the plain areas of an image in the
+latents, and noise removes them. A knob for editability: what the jump drowns cannot be reconstructed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from invfast import rows
+from invfast.methods.base import Method, Predict, Problem, State, Stepper
+from invfast.methods.ddim import DDIM
+from invfast.ops import lincomb
+
+
+@dataclass(frozen=True)
+class ForwardStart(Method):
+    """N - K evaluations around DDIM; around another method, what it costs from step K on.
+
+    Args:
+        steps: K, how many inversion steps the jump stands for, at least 1. It lands on the source level of step K.
+        method: the method for the remaining steps.
+        seed: image j of a batch draws its noise from a generator of seed + j, unless `invert` is given generators.
+
+    Raises:
+        ValueError: `steps` below 1, or (when run) above the number of steps of the grid.
+        TypeError: `method` is no Method.
+    """
+
+    steps: int = 2
+    method: Method = field(default_factory=DDIM)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"ForwardStart steps must be an integer of at least 1, got {self.steps!r}")
+        if not isinstance(self.method, Method):
+            raise TypeError(f"ForwardStart method must be a Method instance, got {self.method!r}")
+
+    def inverter(self, problem: Problem, start: int = 0) -> _Jumped:
+        if start:
+            raise ValueError("ForwardStart begins at the data and cannot stand inside another ForwardStart")
+        if self.steps > problem.schedule.num_steps:
+            raise ValueError(
+                f"ForwardStart steps={self.steps} is more than the {problem.schedule.num_steps} steps of the grid"
+            )
+        return _Jumped(self, problem)
+
+    def sampler(self, problem: Problem, start: int) -> Stepper:
+        return self.method.sampler(problem, start)
+
+
+class _Jumped:
+    """The inner stepper from step K on, behind the jump; the noise stays with the state."""
+
+    def __init__(self, method: ForwardStart, problem: Problem) -> None:
+        self.inner = method.method.inverter(problem, method.steps)
+        self.steps = self.inner.steps
+        self.table = problem.place(rows.jump(problem.schedule, method.steps))
+        self.noise = lambda shape: problem.draw(shape, method.seed)
+
+    def init(self, x: torch.Tensor) -> State:
+        noise = self.noise(x.shape)
+        return {**self.inner.init(lincomb((x, noise), self.table, 0)[0]), "noise": noise}
+
+    def step(self, i: int, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
+        new, residual = self.inner.step(i, state, predict)
+        return {**new, "noise": state["noise"]}, residual

@@ -1,0 +1,227 @@
+"""The noise schedule as a grid of nodes: x = alpha * data + sigma * noise at every node.
+
+Node 0 is the data end and node N the noise end. Step i joins node i (its source) and node i + 1 (its target), and the
+network is always asked at the target's time, as in diffusers' DDIMInverseScheduler and in every method built here.
+Grids follow diffusers' DDIMScheduler (Song et al., arXiv 2010.02502; spacings: Lin et al., arXiv 2305.08891, table 2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """N steps over N + 1 nodes, float64 on the CPU.
+
+    Args:
+        t: (N + 1,) times of the nodes, ascending, in the network's own unit. `t[0]` only labels the data end: the
+            network is never asked there.
+        alpha: (N + 1,) signal levels sqrt(alphas_cumprod), strictly descending, in [0, 1].
+        prediction_type: "epsilon", "v_prediction" or "sample".
+        source_alpha: (N,) source level of each step where it is not the level of the node before. Only grids that copy
+            diffusers' own schedulers need it, see `compat`.
+        compat: None, or "diffusers": steps are those of DDIMInverseScheduler and DDIMScheduler to the letter, that is
+            every step spans num_train_timesteps // N whatever the grid, and the inverse step reads a v-prediction or
+            sample output with the level of its source. For parity only: for those two types the inverse step is then
+            not the inverse of the sampling step.
+        origin: provenance, words only (scheduler class, spacing, timesteps asked for).
+
+    Raises:
+        ValueError: levels that do not descend, are not finite or leave [0, 1]; an unknown prediction type; a grid on
+            which the network's output cannot be turned into a step (epsilon at alpha = 0, sample at sigma = 0).
+    """
+
+    t: torch.Tensor
+    alpha: torch.Tensor
+    prediction_type: str = "epsilon"
+    source_alpha: torch.Tensor | None = None
+    compat: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        t = torch.as_tensor(self.t).cpu()
+        alpha = torch.as_tensor(self.alpha, dtype=torch.float64).cpu()
+        source = alpha[:-1] if self.source_alpha is None else torch.as_tensor(self.source_alpha, dtype=torch.float64)
+        for name, value in (("t", t), ("alpha", alpha), ("source_alpha", source.cpu())):
+            object.__setattr__(self, name, value)
+        _check_levels(self)
+        _check_solvable(self)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps N, each of which costs at least one evaluation."""
+        return len(self.alpha) - 1
+
+    @property
+    def sigma(self) -> torch.Tensor:
+        """(N + 1,) noise levels sqrt(1 - alpha^2)."""
+        return (1 - self.alpha**2).sqrt()
+
+    @property
+    def source_sigma(self) -> torch.Tensor:
+        """(N,) noise level of each step's source."""
+        return (1 - self.source_alpha**2).sqrt()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over nodes, levels, prediction type and compat, in hexadecimal."""
+        sha = hashlib.sha256(f"{self.prediction_type}|{self.compat}".encode())
+        for part in (self.t.double(), self.alpha, self.source_alpha):
+            sha.update(part.contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+    @classmethod
+    def from_scheduler(
+        cls,
+        scheduler: Any,
+        num_inference_steps: int = 50,
+        *,
+        timesteps: Sequence[int] | None = None,
+        compat: str | None = None,
+    ) -> Schedule:
+        """The DDIM grid of a diffusers scheduler; the scheduler is read, never changed.
+
+        Betas come from `scheduler.alphas_cumprod`; spacing, offset and final level from its config with DDIMScheduler's
+        own defaults, which is what `DDIMScheduler.from_config(scheduler.config)` would visit (clipping left out).
+        Nodes that repeat a level are dropped: they would cost an evaluation and move nothing.
+
+        Args:
+            scheduler: any diffusers scheduler with a table of `alphas_cumprod` (DDIM, DDPM, PNDM, Euler, DPM, ...).
+            num_inference_steps: 1 to num_train_timesteps; ignored when `timesteps` are given.
+            timesteps: explicit times, monotonic, each in 0 .. num_train_timesteps - 1.
+            compat: None or "diffusers", see the class.
+
+        Raises:
+            TypeError: `num_inference_steps` or a timestep is no integer.
+            ValueError: no table of alphas_cumprod, steps or times out of range, or a grid that `Schedule` refuses.
+        """
+        table, config = _alphas_cumprod(scheduler), scheduler.config
+        if compat not in (None, "diffusers"):
+            raise ValueError(f"unknown compat {compat!r}; expected None or 'diffusers'")
+        if timesteps is None:
+            times = _spaced(config, len(table), num_inference_steps)
+            stride = len(table) // num_inference_steps
+        else:
+            times, stride = _explicit(timesteps, len(table)), len(table)  # the last sampling step goes to the end
+            if compat:
+                raise ValueError("compat='diffusers' has no explicit timesteps: DDIMScheduler takes a number of steps")
+        final = 1.0 if config.get("set_alpha_to_one", True) else float(table[0])
+        origins = [t - stride for t in times] if compat else [times[0] - stride, *times[:-1]]
+        alpha, source = (
+            torch.tensor([float(table[t]) if t >= 0 else final for t in each], dtype=torch.float64).sqrt()
+            for each in (times, origins)
+        )
+        keep = _moving(source, alpha, chained=not compat)
+        if not keep:
+            raise ValueError(
+                f"the grid visits t={times} only, the data level itself: nothing to invert; use more steps"
+            )
+        return cls(
+            t=torch.tensor([min(0, times[0])] + [times[i] for i in keep]),
+            alpha=torch.cat([source[keep[:1]], alpha[keep]]),
+            prediction_type=config.get("prediction_type", "epsilon"),
+            source_alpha=source[keep] if compat else None,
+            compat=compat,
+            origin={
+                "scheduler": type(scheduler).__name__,
+                "timestep_spacing": "explicit" if timesteps is not None else config.get("timestep_spacing", "leading"),
+                "grid": "DDIM" if compat is None else "diffusers DDIMInverseScheduler",
+                "timesteps": tuple(times),
+            },
+        )
+
+
+def _alphas_cumprod(scheduler: Any) -> torch.Tensor:
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(table, torch.Tensor) or table.ndim != 1:
+        raise ValueError(
+            f"scheduler {type(scheduler).__name__} has no table of alphas_cumprod; "
+            "pass schedule=Schedule(t=..., alpha=...) built from its sigmas (alpha = 1 / sqrt(1 + sigma^2))"
+        )
+    return table.detach().double().cpu()
+
+
+def _spaced(config: Mapping[str, Any], train_steps: int, steps: int) -> list[int]:
+    """Ascending times of DDIMScheduler's grid."""
+    if not isinstance(steps, Integral) or isinstance(steps, bool):
+        raise TypeError(f"num_inference_steps must be an integer from 1 to {train_steps}, got {steps!r}")
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"num_inference_steps must be from 1 to {train_steps}, got {steps}")
+    grid = DDIMScheduler(
+        num_train_timesteps=train_steps,
+        timestep_spacing=config.get("timestep_spacing", "leading"),
+        steps_offset=config.get("steps_offset", 0),
+    )
+    grid.set_timesteps(int(steps))
+    times = grid.timesteps.tolist()[::-1]
+    if times[-1] >= train_steps:
+        raise ValueError(
+            f"num_inference_steps={steps} with steps_offset={grid.config.steps_offset} visits t={times[-1]}, "
+            f"but the last trained time is {train_steps - 1}; use fewer steps"
+        )
+    return times
+
+
+def _explicit(timesteps: Sequence[int], train_steps: int) -> list[int]:
+    times = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
+    if not times:
+        raise ValueError("timesteps is empty; expected at least one time")
+    for t in times:
+        if not isinstance(t, Integral) or isinstance(t, bool):
+            raise TypeError(f"timesteps must be integers, got {t!r}")
+        if not 0 <= t < train_steps:
+            raise ValueError(f"timesteps must lie in 0..{train_steps - 1}, got {t}")
+    if times not in (sorted(times), sorted(times, reverse=True)):
+        raise ValueError(f"timesteps must be monotonic (diffusers' order is descending), got {times}")
+    return [int(t) for t in sorted(times)]
+
+
+def _moving(source: torch.Tensor, alpha: torch.Tensor, chained: bool) -> list[int]:
+    """Indices of the steps that go anywhere; in a chain a repeated level repeats its node."""
+    kept, last = [], float(source[0])
+    for i, (a, b) in enumerate(zip(source.tolist(), alpha.tolist(), strict=True)):
+        if b != (last if chained else a):
+            kept.append(i)
+            last = b
+    return kept
+
+
+def _check_levels(schedule: Schedule) -> None:
+    t, alpha, source = schedule.t, schedule.alpha, schedule.source_alpha
+    if schedule.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"unknown prediction_type {schedule.prediction_type!r}; expected one of {PREDICTION_TYPES}")
+    if alpha.ndim != 1 or len(alpha) < 2 or t.shape != alpha.shape or source.shape != (len(alpha) - 1,):
+        raise ValueError(
+            "a schedule needs t and alpha of one length N + 1 >= 2 (and source_alpha of length N); got "
+            f"{tuple(t.shape)}, {tuple(alpha.shape)} and {tuple(source.shape)}"
+        )
+    for name, level in (("alpha", alpha), ("source_alpha", source)):
+        if not bool(((level >= 0) & (level <= 1)).all()):
+            raise ValueError(f"{name} must lie in [0, 1], got {level.tolist()}")
+    if not bool((alpha[1:] < alpha[:-1]).all() and (alpha[1:] < source).all()):
+        raise ValueError(f"alpha must descend strictly from data to noise, got {alpha.tolist()}")
+    if not bool((t[1:-1] < t[2:]).all()):
+        raise ValueError(f"t must ascend strictly from node 1 on, got {t.tolist()}")
+
+
+def _check_solvable(schedule: Schedule) -> None:
+    if schedule.prediction_type == "epsilon" and float(schedule.alpha[-1]) == 0:
+        raise ValueError(
+            f"epsilon prediction cannot be read at alpha = 0 (t={schedule.t[-1].item()}, zero terminal SNR); use a "
+            "'leading' grid, fewer timesteps, or a v-prediction model"
+        )
+    if schedule.prediction_type == "sample" and float(schedule.source_alpha.max()) == 1:
+        raise ValueError(
+            "sample prediction cannot be inverted from alpha = 1 (set_alpha_to_one=True): the last sampling step "
+            "forgets its input; use a scheduler config with set_alpha_to_one=False"
+        )

@@ -1,0 +1,33 @@
+"""Shared fixtures: the bundled pipeline, one per worker, and single-threaded torch beside other workers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+from invfast import demo
+
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.load_profile("ci")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # two spinning pools on two cores slow each other tenfold
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    return demo.load_pipeline()
+
+
+@pytest.fixture(scope="session")
+def samples():
+    return demo.load_images()
+
+
+@pytest.fixture
+def x0():
+    """A batch of three small latents, float64."""
+    return torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64)

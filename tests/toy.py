@@ -1,0 +1,52 @@
+"""A network small enough to compute by hand: elementwise, so that no sample can see another."""
+
+from __future__ import annotations
+
+import torch
+
+from invfast.adapters.predictor import Predictor
+from invfast.integrate import Hooks, Run, integrate
+from invfast.methods import Method, Problem
+from invfast.schedule import Schedule
+
+
+def network(x: torch.Tensor, t: torch.Tensor | int, **_: torch.Tensor) -> torch.Tensor:
+    """Smooth, nonlinear, depends on t; contracts enough for every fixed point to be worth iterating."""
+    return 0.5 * x + 0.4 * torch.sin(2 * x + float(t) / 200)
+
+
+def predictor(
+    batch: int, dtype: torch.dtype = torch.float64, dynamic_batch: bool = True, function=network
+) -> Predictor:
+    return Predictor(function, {"c": torch.zeros(batch, 1)}, None, dtype, dynamic_batch)
+
+
+def noise_for(shape, seed: int) -> torch.Tensor:
+    return torch.stack(
+        [torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed + j)) for j in range(shape[0])]
+    )
+
+
+def run(method: Method, schedule: Schedule, x: torch.Tensor, predict: Predictor | None = None, **hooks) -> Run:
+    """Inverts x with the toy network in x's dtype."""
+    predict = predictor(len(x), x.dtype) if predict is None else predict
+    problem = Problem(schedule, dtype=x.dtype, draw=lambda shape, seed: noise_for(shape, seed).to(x.dtype))
+    return integrate(method.inverter(problem), x, predict, schedule, Hooks(**hooks))
+
+
+def sample(method: Method, schedule: Schedule, x: torch.Tensor, start: int | None = None) -> torch.Tensor:
+    """Samples from x with the toy network."""
+    stepper = method.sampler(Problem(schedule, dtype=x.dtype), schedule.num_steps if start is None else start)
+    return integrate(stepper, x, predictor(len(x), x.dtype), schedule, Hooks()).state["latents"]
+
+
+def grid(schedule: Schedule) -> list[tuple[int, float, float]]:
+    """The schedule as the reference package wants it."""
+    abar, source = (schedule.alpha**2).tolist(), (schedule.source_alpha**2).tolist()
+    return list(zip(schedule.t[1:].tolist(), source, abar[1:], strict=True))
+
+
+def distance(x: torch.Tensor, reference: torch.Tensor) -> float:
+    """||x - ref|| / ||ref||."""
+    reference = reference.double()
+    return float((x.double() - reference).norm() / reference.norm())
