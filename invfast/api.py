@@ -176,6 +176,8 @@ def reconstruct(
             argument cannot be used.
         FloatingPointError: latents became non-finite.
     """
+    if not isinstance(inversion, Inversion):
+        raise TypeError(f"inversion must be what invert() returns, got {type(inversion).__name__}")
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
     _check_options(scale, cuda_graph)
     if output_type not in OUTPUT_TYPES:
@@ -270,8 +272,6 @@ def _check_prediction(pipe: Any, schedule: Schedule) -> None:
 
 
 def _check_match(pipe: Any, inversion: Inversion, prompt_embeds: torch.Tensor | None) -> None:
-    if not isinstance(inversion, Inversion):
-        raise TypeError(f"inversion must be what invert() returns, got {type(inversion).__name__}")
     _check_prediction(pipe, inversion.schedule)
     channels = pipe.unet.config.in_channels
     if inversion.latents.ndim != 4 or inversion.latents.shape[1] != channels:

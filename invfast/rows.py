@@ -109,15 +109,19 @@ def damp(table: torch.Tensor, eta: float, steps: range) -> torch.Tensor:
 
 
 def blend_before(table: torch.Tensor, eta: float, steps: range) -> torch.Tensor:
-    """EasyInv's blend before the step, (N, 2, 3): inputs (x, last, o(x)) -> (x', last').
+    """EasyInv's blend before the step, from a table of `up`, (N, 2, 3): inputs (x, last, o(x)) -> (x', last').
 
-    At `steps` the latent is z = eta x + (1 - eta) last, else z = x; x' is the row at z, last' is z.
+    At `steps` the latent is z = eta x + (1 - eta) last, else z = x; x' steps from z with the noise predicted at x, and
+    last' is z.
     """
-    z = torch.zeros(len(table), 2, dtype=table.dtype)
+    z = torch.zeros(len(table), 3, dtype=table.dtype)
     z[:, 0] = 1
-    z[steps] = torch.tensor([eta, 1 - eta], dtype=table.dtype)
-    step = torch.cat([table[:, 0, :1] * z, table[:, 0, 1:]], -1)
-    return torch.stack([step, torch.nn.functional.pad(z, (0, 1))], 1)
+    z[steps, :2] = torch.tensor([eta, 1 - eta], dtype=table.dtype)
+    source, iterate, output = table[:, 0].unsqueeze(2).unbind(1)
+    step = source * z
+    step[:, :1] += iterate
+    step[:, 2:] += output
+    return torch.stack([step, z], 1)
 
 
 def jump(schedule: Schedule, node: int) -> torch.Tensor:

@@ -15,6 +15,20 @@ def network(x: torch.Tensor, t: torch.Tensor | int, **_: torch.Tensor) -> torch.
     return 0.5 * x + 0.4 * torch.sin(2 * x + float(t) / 200)
 
 
+def rewritten(schedule: Schedule):
+    """`network` as noise prediction, its output written as the schedule's prediction type."""
+    levels = dict(zip(schedule.t[1:].tolist(), zip(schedule.alpha[1:], schedule.sigma[1:], strict=True), strict=True))
+
+    def function(x: torch.Tensor, t: torch.Tensor | int, **static: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = levels[int(t)]
+        eps = network(x, t)
+        if schedule.prediction_type == "epsilon":
+            return eps
+        return (eps - sigma * x) / alpha if schedule.prediction_type == "v_prediction" else (x - sigma * eps) / alpha
+
+    return function
+
+
 def predictor(
     batch: int, dtype: torch.dtype = torch.float64, dynamic_batch: bool = True, function=network
 ) -> Predictor:
@@ -34,10 +48,11 @@ def run(method: Method, schedule: Schedule, x: torch.Tensor, predict: Predictor 
     return integrate(method.inverter(problem), x, predict, schedule, Hooks(**hooks))
 
 
-def sample(method: Method, schedule: Schedule, x: torch.Tensor, start: int | None = None) -> torch.Tensor:
+def sample(method: Method, schedule: Schedule, x: torch.Tensor, function=network) -> torch.Tensor:
     """Samples from x with the toy network."""
-    stepper = method.sampler(Problem(schedule, dtype=x.dtype), schedule.num_steps if start is None else start)
-    return integrate(stepper, x, predictor(len(x), x.dtype), schedule, Hooks()).state["latents"]
+    stepper = method.sampler(Problem(schedule, dtype=x.dtype), schedule.num_steps)
+    predict = predictor(len(x), x.dtype, function=function)
+    return integrate(stepper, x, predict, schedule, Hooks()).state["latents"]
 
 
 def grid(schedule: Schedule) -> list[tuple[int, float, float]]:

@@ -57,8 +57,9 @@ class EasyInv(Method):
 
     def inverter(self, problem: Problem, start: int = 0) -> Linear:
         schedule = problem.schedule
-        table, window = rows.explicit(rows.up(schedule)), self.window(schedule.num_steps)
+        up, window = rows.up(schedule), self.window(schedule.num_steps)
         steps = range(start, schedule.num_steps)
         if self.variant == "after":
-            return Linear(schedule, problem.place_guided(rows.damp(table, self.eta, window)), steps)
-        return Linear(schedule, problem.place_guided(rows.blend_before(table, self.eta, window)), steps, ("last",))
+            table = rows.damp(rows.explicit(up), self.eta, window)
+            return Linear(schedule, problem.place_guided(table), steps)
+        return Linear(schedule, problem.place_guided(rows.blend_before(up, self.eta, window)), steps, ("last",))

@@ -1,0 +1,129 @@
+"""Reading images, drawing grids."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from invfast import images
+
+
+def test_pixels_of_known_colours():
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    pixels = images.to_pixels(red, 8)
+    assert pixels.shape == (1, 3, 8, 8)
+    assert pixels[0, :, 0, 0].tolist() == [1, -1, -1]
+
+
+def test_transparent_pixels_are_white():
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert images.to_pixels(clear, 8).min() == 1
+    assert images.to_pixels(np.asarray(clear), 8).min() == 1
+    half = np.zeros((8, 8, 4), np.float32)
+    half[..., 3] = 0.5
+    assert images.to_pixels(half, 8).abs().max() < 1e-6
+    palette = Image.new("P", (8, 8), 0)
+    palette.info["transparency"] = 0
+    assert images.to_pixels(palette, 8).min() == 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"])
+def test_every_pil_mode(mode):
+    grey = Image.new("L", (8, 8), 128)
+    values = np.full((8, 8), 128 * 257)
+    made = {
+        "I": lambda: Image.fromarray(values.astype(np.int32)),
+        "F": lambda: Image.fromarray(values.astype(np.float32)),
+        "I;16": lambda: Image.fromarray(values.astype(np.uint16)),
+        "1": lambda: Image.new("1", (8, 8), 1),
+        "LAB": lambda: Image.new("LAB", (8, 8)),
+        "HSV": lambda: Image.new("RGB", (8, 8), (128, 128, 128)).convert("HSV"),
+    }.get(mode, lambda: grey.convert("RGB").convert(mode) if mode not in ("L", "LA", "P") else grey.convert(mode))()
+    rgb = images.as_rgb(made)
+    assert rgb.mode == "RGB"
+    if mode not in ("1", "LAB"):
+        assert all(abs(v - 128) <= 2 for v in rgb.getpixel((3, 3)))
+
+
+def test_exif_orientation(tmp_path):
+    wide = Image.new("RGB", (32, 16), "white")
+    exif = wide.getexif()
+    exif[0x0112] = 6
+    wide.save(tmp_path / "turned.jpg", exif=exif)
+    assert images.load(tmp_path / "turned.jpg").size == (16, 32)
+
+
+def test_kinds_agree():
+    array = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    wanted = images.to_pixels(Image.fromarray(array), 8)
+    tensor = torch.tensor(array).permute(2, 0, 1)
+    for image in (array, array / 255.0, tensor, tensor / 255, tensor[None] / 127.5 - 1, [array, array]):
+        assert (images.to_pixels(image, 8) - wanted).abs().max() < 1e-5
+    assert images.to_pixels(array[..., 0], 8).shape == (1, 3, 16, 24)
+    assert images.to_pixels(array[None].repeat(3, 0), 8).shape == (3, 3, 16, 24)
+
+
+def test_sizes_follow_the_factor():
+    image = Image.new("RGB", (31, 17))
+    assert images.to_pixels(image, 8).shape == (1, 3, 16, 24)
+    assert images.to_pixels(image, 4).shape == (1, 3, 16, 28)
+    assert images.to_pixels(Image.new("RGB", (1, 1)), 8).shape == (1, 3, 8, 8)
+    assert images.to_pixels([image, Image.new("L", (9, 9))], 8, 24, 8).shape == (2, 3, 24, 8)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        ([], ValueError, "the list is empty"),
+        (None, TypeError, "got NoneType"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], ValueError, "different sizes"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, "no pixels"),
+        (torch.zeros(3, 0, 8), ValueError, "no pixels"),
+        (np.full((8, 8, 3), np.nan), ValueError, "non-finite pixels"),
+        (np.full((8, 8, 3), np.inf), ValueError, "non-finite pixels"),
+        (np.full((8, 8, 3), 200.0), ValueError, r"lie in \[0, 1\] or \[-1, 1\], got 200 to 200; divide by 255"),
+        (np.zeros((8, 8, 3), np.int32), ValueError, "must be uint8"),
+        (np.zeros(8), ValueError, "needs shape"),
+        (torch.zeros(8, 8), ValueError, "needs shape"),
+        (torch.zeros(2, 8, 8), ValueError, "1, 3 or 4"),
+    ],
+)
+def test_refusals(image, error, message):
+    with pytest.raises(error, match=message):
+        images.to_pixels(image, 8)
+
+
+def test_bad_files(tmp_path):
+    path = tmp_path / "picture.png"
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        images.load(path)
+    for content in (b"", b"not an image"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is not one of PNG, JPEG, WEBP"):
+            images.load(path)
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(ValueError, match="cannot be read"):
+        images.load(path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.bmp")
+    with pytest.raises(ValueError, match="is not one of"):
+        images.load(tmp_path / "picture.bmp")
+
+
+def test_too_many_pixels(tmp_path, monkeypatch):
+    Image.new("L", (64, 64)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(ValueError, match="too large"):
+        images.load(tmp_path / "bomb.png")
+
+
+def test_grid():
+    cell = Image.new("RGB", (4, 4), "red")
+    picture = images.grid([[cell, cell], [cell, cell]], ["one", "two\nlines"], ["a", "b"], cell=16)
+    pixels = np.asarray(picture)
+    assert (pixels == [255, 0, 0]).all(-1).sum() == 4 * 16 * 16
+
+
+def test_latents_as_pictures():
+    (picture,) = images.latents_to_pil(torch.tensor([-9.0, 0.0, 9.0, 5.0]).reshape(1, 4, 1, 1))
+    assert picture.getpixel((0, 0)) == (0, 128, 255)

@@ -1,0 +1,103 @@
+"""Who may import whom (DESIGN.md, section 5), and what `import invfast` takes along."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import invfast
+
+ROOT = Path(invfast.__file__).parent
+
+# Part of the package -> parts it may import. "" is the package itself, that is, its public names.
+ALLOWED = {
+    "schedule": set(),
+    "images": set(),
+    "metrics": set(),
+    "rows": {"schedule"},
+    "ops": set(),
+    "methods": {"schedule", "rows", "ops"},
+    "inversion": {"schedule"},
+    "integrate": {"schedule", "inversion"},
+    "runtimes": set(),
+    "adapters": {"schedule", "images", "runtimes"},
+    "api": {"integrate", "methods", "adapters", "runtimes", "inversion", "schedule", "images"},
+    "": {"api", "inversion", "schedule"},
+    "demo": {"", "schedule", "images", "metrics", "adapters", "inversion", "methods"},
+    "reference": set(),
+}
+OPTIONAL = {
+    "triton",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "ray",
+    "gradio",
+    "torchmetrics",
+    "skimage",
+    "pytest",
+}
+PACKAGES = {"runtimes": {"torch"}, "reference": {"torch"}, "ops": {"torch"}, "methods": {"torch"}, "rows": {"torch"}}
+
+
+def imports(path):
+    """Absolute names a file imports, those under TYPE_CHECKING left out."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(name):
+    """The part of the package that "invfast.part.thing" names."""
+    pieces = name.split(".")
+    if len(pieces) < 2:
+        return ""
+    return pieces[1] if (ROOT / pieces[1]).is_dir() or (ROOT / f"{pieces[1]}.py").is_file() else ""
+
+
+def files():
+    for path in sorted(ROOT.rglob("*.py")):
+        relative = path.relative_to(ROOT)
+        part = relative.parts[0] if len(relative.parts) > 1 else relative.stem
+        yield path, "" if part == "__init__" else part
+
+
+def test_every_part_has_a_rule():
+    assert {part for _, part in files()} == set(ALLOWED)
+
+
+def test_import_rule():
+    broken = []
+    for path, part in files():
+        for name in imports(path):
+            top = name.split(".")[0]
+            if top == "invfast" and part_of(name) not in ALLOWED[part] | {part}:
+                broken.append(f"{path.relative_to(ROOT)} imports {name}")
+            if top != "invfast" and part in PACKAGES and top not in PACKAGES[part] | set(sys.stdlib_module_names):
+                broken.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not broken
+
+
+def test_assert_checks_no_user_input():
+    for path, _ in files():
+        found = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+        assert not found, f"{path}: assert in the package, lines {found}"
+
+
+def test_importing_takes_no_optional_dependency_along():
+    code = f"import sys, invfast, invfast.demo; print(*sorted({OPTIONAL!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,69 @@
+"""The loop: what it records, how it stops."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from toy import network, predictor, run
+
+from invfast import Schedule
+from invfast.methods import DDIM, FixedPoint
+
+SCHEDULE = Schedule.from_scheduler(DDIMScheduler(set_alpha_to_one=False, steps_offset=1), 10)
+
+
+def test_trajectory_holds_every_node(x0):
+    found = run(DDIM(), SCHEDULE, x0, trajectory=True)
+    assert found.trajectory.shape == (11, *x0.shape)
+    assert torch.equal(found.trajectory[0], x0)
+    assert torch.equal(found.trajectory[-1], found.state["latents"])
+
+
+def test_residuals_are_those_of_the_steps(x0):
+    found = run(FixedPoint(2), SCHEDULE, x0)
+    assert found.residual.shape == (10, 3)
+    assert found.residual.dtype == torch.float64
+    assert (run(FixedPoint(6), SCHEDULE, x0).residual < found.residual).all()
+    assert run(DDIM(), SCHEDULE, x0).residual is None
+
+
+def test_results_can_be_differentiated_through(x0):
+    latents = run(DDIM(), SCHEDULE, x0).state["latents"]
+    latents.requires_grad_()
+    (latents**2).sum().backward()
+    assert torch.equal(latents.grad, 2 * latents.detach())
+
+
+def test_interrupt(x0):
+    asked = iter([False, False, False, True])
+    found = run(DDIM(), SCHEDULE, x0, interrupted=lambda: next(asked))
+    assert found.steps_taken == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [(torch.float16, "try dtype=torch.float32"), (torch.float32, "check the image and the weights")],
+)
+def test_non_finite_latents_stop_the_run(dtype, remedy, x0):
+    def broken(x, t, **_):
+        out = network(x, t)
+        if t == 201:
+            out[1] = torch.inf
+        return out
+
+    predict = predictor(3, dtype, function=broken)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(FloatingPointError, match=rf"step 3 of 10 \(t=201\) in image 2 of 3, dtype {name}; {remedy}"):
+        run(DDIM(), SCHEDULE, x0.float(), predict)
+    assert predict.evaluations == [3, 3, 3]
+
+
+def test_on_step_may_replace_the_state(x0):
+    seen = []
+
+    def on_step(taken, t, state):
+        seen.append((taken, t))
+        return {"latents": torch.zeros_like(x0)} if taken == 10 else None
+
+    found = run(DDIM(), SCHEDULE, x0, on_step=on_step)
+    assert seen == list(zip(range(1, 11), range(1, 1000, 100), strict=True))
+    assert found.state["latents"].abs().max() == 0
