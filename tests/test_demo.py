@@ -49,4 +49,4 @@ def test_the_demo_prints_a_table_and_writes_a_picture(tmp_path):
         assert word in done.stdout
     image = Image.open(picture)
     assert image.size[0] > 14 * 96
-    assert image.size[1] > 6 * 96
+    assert image.size[1] > 5 * 96
