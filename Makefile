@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export TRANSFORMERS_VERBOSITY ?= error
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt  # the variable also reaches the build environment
+# The variable also reaches pip's build environment, an option would not.
+export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt
 
 .PHONY: demo test test-slow lint setup clean

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from numbers import Real
 from typing import Any
 
@@ -16,12 +14,12 @@ import torch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from invfast import adapters, images, methods
-from invfast.adapters import StableDiffusion
+from invfast import adapters, images, methods, provenance
+from invfast.adapters import Condition, StableDiffusion
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Inversion, Stats
 from invfast.methods import Method, Problem
-from invfast.methods.base import Stepper
+from invfast.methods.base import State, Stepper
 from invfast.schedule import Schedule
 
 logger = logging.getLogger("invfast")
@@ -105,7 +103,8 @@ def invert(
         FloatingPointError: latents became non-finite; names step, t, image and dtype.
     """
     chosen = methods.resolve(method)
-    _check_options(guidance_scale, cuda_graph)
+    _check_options(guidance_scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
+    _check_generator(generator)
     if guidance_scale > 1:
         warnings.warn(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
@@ -116,12 +115,13 @@ def invert(
     grid = _schedule(pipe, schedule, num_inference_steps, timesteps)
     with model.session():
         x = model.encode(image, height, width)
-        texts = _texts(len(x), prompt, negative_prompt, prompt_embeds)
+        texts = _texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(len(x), *texts, prompt_embeds, negative_prompt_embeds, guidance_scale)
         problem = _problem(model, grid, guidance_scale, generator, len(x))
         stepper = chosen.inverter(problem)
+        record = provenance.record(pipe, grid, chosen, condition)
         hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
-        run, stats = _run(model, stepper, x, condition, grid, hooks)
+        run, stats = _run(model, stepper, {"latents": x}, condition, grid, hooks)
     node = stepper.steps.start + run.steps_taken
     state = dict(run.state)
     inversion = Inversion(
@@ -136,7 +136,7 @@ def invert(
         guidance_scale=float(guidance_scale),
         stats=stats,
         trajectory=run.trajectory,
-        provenance=_provenance(pipe, grid, chosen, condition),
+        provenance=record,
     )
     if node < grid.num_steps:
         logger.warning("interrupted at node %d of %d; the latents are not noise yet", node, grid.num_steps)
@@ -164,7 +164,7 @@ def reconstruct(
         pipe: the pipeline it was made with; left untouched.
         inversion: what `invert` returned. One that was interrupted is resumed from the node it reached.
         guidance_scale: None for the inversion's own.
-        prompt_embeds, negative_prompt_embeds: needed again where the inversion was given them.
+        prompt_embeds, negative_prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them.
         output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
         Others: as in `invert`.
 
@@ -179,32 +179,33 @@ def reconstruct(
     if not isinstance(inversion, Inversion):
         raise TypeError(f"inversion must be what invert() returns, got {type(inversion).__name__}")
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
-    _check_options(scale, cuda_graph)
+    _check_options(scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
     model = adapters.resolve(pipe)(pipe, runtime, dtype)
     _check_match(pipe, inversion, prompt_embeds)
-    x, grid = inversion.latents.to(model.device, model.latent_dtype), inversion.schedule
+    grid, kept = inversion.schedule, {"latents": inversion.latents, **inversion.state}
+    kept = {name: value.to(model.device, model.latent_dtype) for name, value in kept.items()}
+    batch = len(inversion.latents)
     with model.session():
         condition = model.condition(
-            len(x), inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds, scale
+            batch, inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds, scale
         )
-        digest = inversion.provenance.get("prompt_embeds")
-        if digest is not None and digest != _digest(condition):
-            warnings.warn("the prompt embeddings are not those the inversion was made with", stacklevel=2)
-        stepper = inversion.method.sampler(_problem(model, grid, scale, None, len(x)), inversion.node)
+        for difference in provenance.differences(inversion.provenance, pipe, condition):
+            warnings.warn(f"{difference} not what the inversion was made with", stacklevel=2)
+        stepper = inversion.method.sampler(_problem(model, grid, scale, None, batch), inversion.node)
         hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
-        run, stats = _run(model, stepper, x, condition, grid, hooks)
+        run, stats = _run(model, stepper, kept, condition, grid, hooks)
         latents = run.state["latents"]
         output = latents if output_type == "latent" else _present(model.decode(latents), output_type)
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
 
 
 def _run(
-    model: StableDiffusion, stepper: Stepper, x: torch.Tensor, condition: tuple, grid: Schedule, hooks: Hooks
+    model: StableDiffusion, stepper: Stepper, state: State, condition: Condition, grid: Schedule, hooks: Hooks
 ) -> tuple[Run, Stats]:
     """One pass over the grid under the pipeline's own progress bar."""
-    predict = model.predictor(x, *condition)
+    predict = model.predictor(state["latents"], *condition)
     with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
 
         def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
@@ -212,7 +213,7 @@ def _run(
             return hooks.on_step(step, t, state) if hooks.on_step else None
 
         run = integrate(
-            stepper, x, predict, grid, Hooks(on_step, interrupted=hooks.interrupted, trajectory=hooks.trajectory)
+            stepper, state, predict, grid, Hooks(on_step, interrupted=hooks.interrupted, trajectory=hooks.trajectory)
         )
     stats = Stats(
         evaluations=tuple(predict.evaluations),
@@ -231,10 +232,29 @@ def _hooks(model: StableDiffusion, callback: Callable | None, names: Sequence[st
         unknown = [name for name in names if name not in state]
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
-        new = callback(model.pipe, step - 1, t, {name: state[name] for name in names}) or {}
-        return {name: value for name, value in new.items() if name in state}
+        new = callback(model.pipe, step - 1, t, {name: state[name] for name in names})
+        return _replacements(new, state)
 
     return Hooks(on_step if callback else None, lambda: model.interrupted, trajectory)
+
+
+def _replacements(new: Any, state: State) -> State:
+    """What a callback returned, as far as it names the state; checked, for a wrong tensor would only fail later."""
+    if new is not None and not isinstance(new, Mapping):
+        raise TypeError(f"callback_on_step_end must return a dict of tensors or None, got {type(new).__name__}")
+    found = {name: value for name, value in (new or {}).items() if name in state}
+    for name, value in found.items():
+        old = state[name]
+        if not isinstance(value, torch.Tensor) or (value.shape, value.dtype, value.device) != (
+            old.shape,
+            old.dtype,
+            old.device,
+        ):
+            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(
+                f"callback_on_step_end returned {got} for {name!r}; expected {old.dtype} {tuple(old.shape)}"
+            )
+    return found
 
 
 def _problem(
@@ -249,7 +269,8 @@ def _problem(
 
     def draw(shape: Sequence[int], seed: int) -> torch.Tensor:
         own = [torch.Generator().manual_seed(seed + j) for j in range(batch)] if generator is None else generator
-        return randn_tensor(tuple(shape), own, model.device, model.latent_dtype)
+        # Drawn in float32 whatever the run's dtype: a seed means one noise.
+        return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
 
     return Problem(grid, model.guidance(guidance_scale), model.device, model.latent_dtype, draw)
 
@@ -280,21 +301,43 @@ def _check_match(pipe: Any, inversion: Inversion, prompt_embeds: torch.Tensor | 
         )
     if inversion.prompt is None and prompt_embeds is None:
         raise ValueError("this inversion was made with prompt_embeds; pass the same prompt_embeds to reconstruct()")
+    for name in ("prompt", "negative_prompt"):
+        texts = getattr(inversion, name)
+        if texts is not None and len(texts) != len(inversion.latents):
+            raise ValueError(f"the inversion has {len(texts)} texts in {name} for {len(inversion.latents)} latents")
 
 
-def _check_options(guidance_scale: float, cuda_graph: bool | None) -> None:
+def _check_options(
+    guidance_scale: float, cuda_graph: bool | None, callback: Callable | None, names: Sequence[str]
+) -> None:
     if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale) or guidance_scale < 0:
         raise ValueError(f"guidance_scale must be a finite number of at least 0, got {guidance_scale!r}")
     if cuda_graph:
         raise ValueError("cuda_graph=True is unavailable: runtime 'eager' captures no graphs; pass None or False")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback_on_step_end must be callable, got {callback!r}")
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"callback_on_step_end_tensor_inputs must be a list of names, got {names!r}")
+
+
+def _check_generator(generator: Any) -> None:
+    every = generator if isinstance(generator, list) else [] if generator is None else [generator]
+    if not all(isinstance(each, torch.Generator) for each in every):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
 
 
 def _texts(
-    batch: int, prompt: Text | None, negative_prompt: Text | None, prompt_embeds: torch.Tensor | None
+    batch: int,
+    prompt: Text | None,
+    negative_prompt: Text | None,
+    prompt_embeds: torch.Tensor | None,
+    negative_prompt_embeds: torch.Tensor | None,
 ) -> tuple[list[str] | None, list[str] | None]:
     """(prompts, negative prompts), one an image; None where there are none."""
     if prompt_embeds is not None and prompt not in (None, ""):
         raise ValueError("pass prompt or prompt_embeds, not both")
+    if negative_prompt_embeds is not None and negative_prompt is not None:
+        raise ValueError("pass negative_prompt or negative_prompt_embeds, not both")
     positive = None if prompt_embeds is not None else _each(prompt, batch, "prompt")
     negative = None if negative_prompt is None else _each(negative_prompt, batch, "negative_prompt")
     return positive, negative
@@ -308,26 +351,6 @@ def _each(text: Text | None, batch: int, name: str) -> list[str]:
     if len(texts) != batch:
         raise ValueError(f"{name} has {len(texts)} texts for {batch} images; pass one for all, or one an image")
     return texts
-
-
-def _provenance(pipe: Any, grid: Schedule, method: Method, condition: tuple) -> dict[str, Any]:
-    return {
-        "pipeline": type(pipe).__name__,
-        "schedule": grid.digest,
-        **{f"schedule.{name}": value for name, value in grid.origin.items()},
-        "method": repr(method),
-        "prompt_embeds": _digest(condition),
-        **{name: metadata.version(name) for name in ("invfast", "torch", "diffusers", "transformers")},
-    }
-
-
-def _digest(condition: tuple) -> str:
-    sha = hashlib.sha256()
-    for static in condition:
-        for name, value in sorted((static or {}).items()):
-            sha.update(f"{name}{tuple(value.shape)}".encode())
-            sha.update(value.to("cpu", torch.float64).contiguous().numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _present(pixels: torch.Tensor, output_type: str) -> Any:

@@ -1,14 +1,16 @@
 """Images in and pictures out: one place that reads what users pass, one that draws grids.
 
-Resizing and normalisation are diffusers' VaeImageProcessor; only what it gets wrong is settled here first: transparent
-pixels go over white (dropping alpha turns white backgrounds black), EXIF rotation is applied, uint8 arrays are divided.
+Resizing and normalisation are diffusers' VaeImageProcessor; what it leaves to chance is settled here first: transparent
+pixels go over white (dropping alpha turns white backgrounds black), EXIF rotation is applied, uint8 arrays are divided,
+and every container is resized by the same filter.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+
+NEGATIVE = -1e-3
+"""Below this a float image is in [-1, 1]; above it a negative value is the rounding of a resize, and clamped."""
 
 
 def load(path: str | os.PathLike[str]) -> Image.Image:
@@ -33,7 +38,7 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                return as_rgb(ImageOps.exif_transpose(image))
+                return as_rgb(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"image {str(path)!r} is not one of {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -43,10 +48,18 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB: transparency over white, 16-bit greys scaled down."""
+    """Any PIL image as 8-bit RGB: EXIF orientation applied, transparency over white, deep greys scaled down.
+
+    Mode F is read as 0 to 1 where nothing is above 1, else as 0 to 255; mode I as 0 to 255, or 0 to 65535 where any
+    value is above 255.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / 257.0).round().clip(0, 255).astype(np.uint8))
+        top = values.max(initial=0)
+        deep = image.mode.startswith("I;16") or (image.mode == "I" and top > 255)
+        scale = 1 / 257 if deep else 255 if image.mode == "F" and top <= 1 else 1
+        image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -60,7 +73,8 @@ def to_pixels(image: Any, factor: int, height: int | None = None, width: int | N
 
     Args:
         image: PIL image, path, numpy array (H, W), (H, W, C) or (B, H, W, C), torch tensor (C, H, W) or (B, C, H, W),
-            or a list of one kind of them. Integers are 0 to 255; floats 0 to 1, or -1 to 1 where any is negative.
+            or a list of them. Integers are uint8, 0 to 255; floats 0 to 1, or all of them -1 to 1 where any is below 0.
+            Floats that have to be resized are rounded to 8 bits first, so that all kinds meet the same filter.
         factor: the VAE's downsampling; sizes are multiples of it.
         height, width: size to resize to; by default the image's own, rounded down to the factor (up, below it).
 
@@ -72,22 +86,24 @@ def to_pixels(image: Any, factor: int, height: int | None = None, width: int | N
             multiple of the factor, values out of range or not finite.
         TypeError: something that is no image.
     """
-    images = list(image) if isinstance(image, Sequence) and not isinstance(image, str) else [image]
-    if not images:
+    given = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not given:
         raise ValueError("no images: the list is empty")
-    batches = [_as_tensor(each) for each in images]
-    sizes = {tuple(b.shape[2:]) for b in batches}
+    pictures = [picture for each in given for picture in _pictures(each)]
+    sizes = {_size(picture) for picture in pictures}
     if len(sizes) > 1 and (height is None or width is None):
         raise ValueError(f"images of different sizes {sorted(sizes)}: pass height and width to resize them alike")
     own_height, own_width = max(sizes)
     size = (_side("height", height, own_height, factor), _side("width", width, own_width, factor))
+    signed = any(isinstance(p, torch.Tensor) and float(p.min()) < NEGATIVE for p in pictures)
     processor = VaeImageProcessor(vae_scale_factor=factor)
     pixels = []
-    for original, batch in zip(images, batches, strict=True):
-        picture = _as_pil(original)
-        source = batch if picture is None else picture
-        if picture is None and bool((batch < 0).any()):
-            source = batch / 2 + 0.5  # the processor wants [0, 1]
+    for picture in pictures:
+        if isinstance(picture, torch.Tensor):
+            picture = _on_white(picture / 2 + 0.5 if signed and len(picture) != 4 else picture.clamp(min=0))
+            if size != _size(picture):
+                (picture,) = to_pil(picture[None])
+        source = picture if isinstance(picture, Image.Image) else picture[None]
         pixels.append(processor.preprocess(source, *size))
     return torch.cat(pixels).float()
 
@@ -122,67 +138,62 @@ def grid(
     return canvas
 
 
-def _as_pil(image: Any) -> Image.Image | None:
-    """8-bit images stay PIL, so that the processor resizes them with a proper filter; None for float arrays."""
+def _pictures(image: Any) -> Iterator[Image.Image | torch.Tensor]:
+    """One PIL RGB image (8-bit input) or one (C, H, W) float tensor at a time; kind, rank, size and range checked."""
     if isinstance(image, Image.Image):
-        return as_rgb(image)
-    if isinstance(image, (str, os.PathLike)):
-        return load(image)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim < 4:
-        return as_rgb(Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image))
-    return None
-
-
-def _as_tensor(image: Any) -> torch.Tensor:
-    """(B, 3, H, W) float; checks kind, rank, size, range."""
-    picture = _as_pil(image)
-    if picture is not None:
-        image = np.asarray(picture)
-    if isinstance(image, np.ndarray):
+        yield as_rgb(image)
+    elif isinstance(image, (str, os.PathLike)):
+        yield load(image)
+    elif isinstance(image, np.ndarray):
         if image.ndim not in (2, 3, 4):
             raise ValueError(f"an image array needs shape (H, W), (H, W, C) or (B, H, W, C), got {image.shape}")
         image = image[..., None] if image.ndim == 2 else image
-        tensor = torch.from_numpy(np.array(image))
-        tensor = (tensor if tensor.ndim == 4 else tensor[None]).permute(0, 3, 1, 2)
+        batch = image if image.ndim == 4 else image[None]
+        yield from _tensor_pictures(torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2))
     elif isinstance(image, torch.Tensor):
         if image.ndim not in (3, 4):
             raise ValueError(f"an image tensor needs shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}")
-        tensor = image.detach().cpu() if image.ndim == 4 else image.detach().cpu()[None]
+        yield from _tensor_pictures(image.detach().cpu() if image.ndim == 4 else image.detach().cpu()[None])
     else:
         raise TypeError(f"an image must be a PIL image, path, numpy array or torch tensor, got {type(image).__name__}")
-    return _three_channels(_unit_range(tensor))
 
 
-def _unit_range(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.numel() == 0:
-        raise ValueError(f"image has no pixels: shape {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        if tensor.dtype != torch.uint8:
-            raise ValueError(f"integer images must be uint8 (0 to 255), got {tensor.dtype}")
-        return tensor.float() / 255
-    tensor = tensor.float()
-    low, high = float(tensor.min()), float(tensor.max())
+def _tensor_pictures(batch: torch.Tensor) -> Iterator[Image.Image | torch.Tensor]:
+    if batch.numel() == 0:
+        raise ValueError(f"image has no pixels: shape {tuple(batch.shape)}")
+    if batch.shape[1] not in (1, 3, 4):
+        raise ValueError(f"an image needs 1, 3 or 4 (RGBA) channels, got {batch.shape[1]}")
+    if not batch.is_floating_point():
+        if batch.dtype != torch.uint8:
+            raise ValueError(f"integer images must be uint8 (0 to 255), got {batch.dtype}")
+        for picture in batch:
+            array = picture.permute(1, 2, 0).numpy()
+            yield as_rgb(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array))
+        return
+    batch = batch.float()
+    low, high = float(batch.min()), float(batch.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("image has non-finite pixels; expected floats in [0, 1] or [-1, 1]")
-    if low < -1.001 or high > 1.001:
-        raise ValueError(f"float images must lie in [0, 1] or [-1, 1], got {low:.4g} to {high:.4g}; divide by 255?")
-    return tensor.clamp(-1, 1)
+    if low < -1.001 or high > 1.001 or (batch.shape[1] == 4 and low < NEGATIVE):
+        expected = "RGBA in [0, 1]; latents need a batch, (B, 4, h, w)" if batch.shape[1] == 4 else "[0, 1] or [-1, 1]"
+        raise ValueError(f"float images must lie in {expected}; got {low:.4g} to {high:.4g}")
+    yield from batch.clamp(-1, 1)
 
 
-def _three_channels(tensor: torch.Tensor) -> torch.Tensor:
-    channels = tensor.shape[1]
-    if channels == 1:
-        return tensor.expand(-1, 3, -1, -1)
-    if channels == 4 and bool((tensor >= 0).all()):
-        return tensor[:, :3] * tensor[:, 3:] + 1 - tensor[:, 3:]
-    if channels != 3:
-        raise ValueError(f"an image needs 1, 3 or 4 (RGBA, 0 to 1) channels, got {channels}")
-    return tensor
+def _on_white(picture: torch.Tensor) -> torch.Tensor:
+    """(3, H, W) from one, three or four (RGBA) channels in [0, 1]."""
+    if len(picture) == 4:
+        return picture[:3] * picture[3:] + 1 - picture[3:]
+    return picture.expand(3, -1, -1)
+
+
+def _size(picture: Image.Image | torch.Tensor) -> tuple[int, int]:
+    return (picture.height, picture.width) if isinstance(picture, Image.Image) else tuple(picture.shape[1:])
 
 
 def _side(name: str, given: int | None, own: int, factor: int) -> int:
     if given is None:
         return max(own - own % factor, factor)
-    if not isinstance(given, int) or given < factor or given % factor:
+    if not isinstance(given, Integral) or isinstance(given, bool) or given < factor or given % factor:
         raise ValueError(f"{name} must be a positive multiple of {factor}, got {given!r}")
-    return given
+    return int(given)

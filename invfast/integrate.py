@@ -42,8 +42,8 @@ class Run:
     seconds: float
 
 
-def integrate(stepper: Stepper, x: torch.Tensor, predict: Predict, schedule: Schedule, hooks: Hooks) -> Run:
-    """Takes every step of `stepper` from the latents x (B, C, h, w).
+def integrate(stepper: Stepper, state: State, predict: Predict, schedule: Schedule, hooks: Hooks) -> Run:
+    """Takes every step of `stepper` from a state: "latents" (B, C, h, w), and what else the method kept.
 
     Raises:
         FloatingPointError: a latent became non-finite; names step, t, image and dtype. On the CPU at the step itself;
@@ -51,8 +51,8 @@ def integrate(stepper: Stepper, x: torch.Tensor, predict: Predict, schedule: Sch
     """
     begin = time.perf_counter()
     with torch.inference_mode():
-        state = stepper.init(x)
-        finite = _FiniteCheck(x.device, predict.dtype, schedule, len(stepper.steps))
+        state = stepper.init(state)
+        finite = _FiniteCheck(state["latents"].device, predict.dtype, schedule, len(stepper.steps))
         residuals: list[torch.Tensor] = []
         nodes = [_to_host(state["latents"])] if hooks.trajectory else []
         taken = 0
@@ -61,13 +61,13 @@ def integrate(stepper: Stepper, x: torch.Tensor, predict: Predict, schedule: Sch
                 break
             state, residual = stepper.step(i, state, predict)
             taken += 1
-            finite.watch(taken, i, state["latents"])
             if residual is not None:
                 residuals.append(residual)
-            if hooks.trajectory:
-                nodes.append(_to_host(state["latents"]))
             if hooks.on_step is not None:
                 state = {**state, **(hooks.on_step(taken, schedule.t[i + 1].item(), state) or {})}
+            finite.watch(taken, i, state["latents"])
+            if hooks.trajectory:
+                nodes.append(_to_host(state["latents"]))
         finite.close()
     # Cloned outside inference mode: a caller may want to differentiate through or write into what it gets.
     return Run(
@@ -95,7 +95,7 @@ class _FiniteCheck:
         if self.device.type == "cuda":
             host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
             flags, event = host.copy_(flags, non_blocking=True), torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(x.device))
         self.pending.append((number, i, flags, event))
         if self.device.type == "cpu" or event is not None:
             self._read(wait=False)

@@ -49,10 +49,10 @@ class Schedule:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        t = torch.as_tensor(self.t).cpu()
-        alpha = torch.as_tensor(self.alpha, dtype=torch.float64).cpu()
-        source = alpha[:-1] if self.source_alpha is None else torch.as_tensor(self.source_alpha, dtype=torch.float64)
-        for name, value in (("t", t), ("alpha", alpha), ("source_alpha", source.cpu())):
+        t = torch.as_tensor(self.t).to("cpu", copy=True)
+        alpha = torch.as_tensor(self.alpha).to("cpu", torch.float64, copy=True)
+        source = alpha[:-1] if self.source_alpha is None else torch.as_tensor(self.source_alpha)
+        for name, value in (("t", t), ("alpha", alpha), ("source_alpha", source.to("cpu", torch.float64, copy=True))):
             object.__setattr__(self, name, value)
         _check_levels(self)
         _check_solvable(self)
@@ -136,7 +136,7 @@ class Schedule:
                 "scheduler": type(scheduler).__name__,
                 "timestep_spacing": "explicit" if timesteps is not None else config.get("timestep_spacing", "leading"),
                 "grid": "DDIM" if compat is None else "diffusers DDIMInverseScheduler",
-                "timesteps": tuple(times),
+                "timesteps": times,
             },
         )
 
@@ -173,7 +173,10 @@ def _spaced(config: Mapping[str, Any], train_steps: int, steps: int) -> list[int
 
 
 def _explicit(timesteps: Sequence[int], train_steps: int) -> list[int]:
-    times = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
+    times = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
+    if not isinstance(times, Sequence) or isinstance(times, str):
+        raise TypeError(f"timesteps must be a sequence of integers, got {timesteps!r}")
+    times = list(times)
     if not times:
         raise ValueError("timesteps is empty; expected at least one time")
     for t in times:
@@ -210,7 +213,7 @@ def _check_levels(schedule: Schedule) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {level.tolist()}")
     if not bool((alpha[1:] < alpha[:-1]).all() and (alpha[1:] < source).all()):
         raise ValueError(f"alpha must descend strictly from data to noise, got {alpha.tolist()}")
-    if not bool((t[1:-1] < t[2:]).all()):
+    if not bool((t[1:-1] < t[2:]).all() and t.isfinite().all()):
         raise ValueError(f"t must ascend strictly from node 1 on, got {t.tolist()}")
 
 
@@ -220,6 +223,10 @@ def _check_solvable(schedule: Schedule) -> None:
             f"epsilon prediction cannot be read at alpha = 0 (t={schedule.t[-1].item()}, zero terminal SNR); use a "
             "'leading' grid, fewer timesteps, or a v-prediction model"
         )
+    if schedule.prediction_type == "v_prediction" and bool(
+        ((schedule.alpha[1:] == 0) & (schedule.source_alpha == 1)).any()
+    ):
+        raise ValueError("a step from alpha = 1 to alpha = 0 cannot be inverted from a v-prediction; use more steps")
     if schedule.prediction_type == "sample" and float(schedule.source_alpha.max()) == 1:
         raise ValueError(
             "sample prediction cannot be inverted from alpha = 1 (set_alpha_to_one=True): the last sampling step "

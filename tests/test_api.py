@@ -1,5 +1,6 @@
 """`invert` and `reconstruct` on pipelines: inputs, conditions, results, and a pipeline left as it was."""
 
+import dataclasses
 import hashlib
 import io
 import pickle
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler
+from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny import SD, stable_diffusion
 from toy import distance, grid
 
 from invfast import Inversion, Schedule, demo, invert, methods, metrics, reconstruct
 from invfast.adapters import StableDiffusion
+from invfast.adapters.clone import is_managed
 from invfast.methods import DDIM, EasyInv, FixedPoint, ForwardStart
 from invfast.reference import ddim, fixed_point
 
@@ -293,7 +296,7 @@ def test_prompt_embeddings_replace_texts(pipe, peach):
     a = reconstruct(pipe, by_text, output_type="latent").latents
     b = reconstruct(pipe, by_embeds, **given, output_type="latent").latents
     assert distance(b, a) < 1e-5
-    with pytest.warns(UserWarning, match="not those the inversion was made with"):
+    with pytest.warns(UserWarning, match="embeddings are not what the inversion was made with"):
         reconstruct(pipe, by_embeds, prompt_embeds=embeds.flip(0), negative_prompt_embeds=negative_embeds)
 
 
@@ -366,6 +369,49 @@ def test_trajectory(tiny, peach):
     assert invert(tiny, peach, **QUICK).trajectory is None
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"callback_on_step_end": 3}, TypeError, "must be callable, got 3"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, TypeError, "must be a list of names, got 'latents'"),
+        (
+            {"callback_on_step_end": lambda *a: torch.zeros(1)},
+            TypeError,
+            "must return a dict of tensors or None, got Tensor",
+        ),
+        (
+            {"callback_on_step_end": lambda *a: {"latents": None}},
+            ValueError,
+            "returned NoneType for 'latents'; expected",
+        ),
+        (
+            {"callback_on_step_end": lambda p, i, t, x: {"latents": x["latents"].half()}},
+            ValueError,
+            r"returned torch.float16 \(1, 4, 8, 8\) for 'latents'; expected torch.float32",
+        ),
+        (
+            {"callback_on_step_end": lambda p, i, t, x: {"latents": x["latents"] * (torch.nan if i == 3 else 1)}},
+            FloatingPointError,
+            "step 4 of 4",
+        ),
+    ],
+)
+def test_callbacks_are_checked(kwargs, error, message, tiny, peach):
+    with pytest.raises(error, match=message):
+        invert(tiny, peach, **QUICK, **kwargs)
+
+
+def test_trajectory_holds_what_the_callback_left(tiny, peach):
+    inv = invert(
+        tiny,
+        peach,
+        **QUICK,
+        save_trajectory=True,
+        callback_on_step_end=lambda p, i, t, x: {"latents": x["latents"] + i},
+    )
+    assert torch.equal(inv.trajectory[-1], inv.latents)
+
+
 def test_callback(tiny, peach):
     seen = []
 
@@ -417,6 +463,87 @@ def test_progress_bar_is_the_pipelines_own(peach, capsys):
     assert capsys.readouterr().err == ""
 
 
+# --- pipelines somebody else manages ---------------------------------------------------------------------------------
+
+
+def test_offloaded_pipelines_keep_their_modules(peach):
+    from accelerate import cpu_offload
+
+    wanted = invert(demo.load_pipeline(), peach, "noto peach", **QUICK)
+    pipe = demo.load_pipeline()
+    cpu_offload(pipe.unet, "cpu")
+    cpu_offload(pipe.vae, "cpu")
+    inv = invert(pipe, peach, "noto peach", **QUICK)
+    assert distance(inv.latents, wanted.latents) < 1e-4
+    assert hasattr(pipe.unet, "_hf_hook")
+    assert reconstruct(pipe, inv).images[0].size == (64, 64)
+    with pytest.raises(ValueError, match="is offloaded, patched or compiled and stays"):
+        invert(pipe, peach, **QUICK, dtype="bfloat16")
+
+
+def test_an_offloaded_float16_vae_stays_what_it_is(peach):
+    from accelerate import cpu_offload
+
+    pipe = demo.load_pipeline(dtype=torch.float16)
+    cpu_offload(pipe.vae, "cpu")
+    assert invert(pipe, peach, **QUICK).latents.isfinite().all()
+    assert pipe.vae.dtype == torch.float16
+
+
+def test_group_offloaded_pipelines_run(peach):
+    pipe, wanted = stable_diffusion(), invert(stable_diffusion(), peach, **QUICK)
+    pipe.unet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    assert distance(invert(pipe, peach, **QUICK).latents, wanted.latents) < 1e-4
+
+
+def test_compiled_and_patched_networks_are_recognised():
+    unet = stable_diffusion().unet
+    assert not is_managed(unet)
+    assert is_managed(torch.compile(unet))
+    unet.mid_block.compile()
+    assert is_managed(unet)
+    patched = stable_diffusion().unet
+    patched.mid_block.forward = patched.mid_block.forward
+    assert is_managed(patched)
+
+
+def test_a_callers_attention_processor_is_the_one_that_runs(peach):
+    class Store:
+        def __init__(self, pipe):
+            self.inner, self.pipe, self.seen = AttnProcessor2_0(), pipe, []
+
+        def __call__(self, attn, hidden_states, *args, **kwargs):
+            out = self.inner(attn, hidden_states, *args, **kwargs)
+            self.seen.append(out)
+            return out
+
+    pipe = stable_diffusion()
+    store = Store(pipe)
+    pipe.unet.set_attn_processor(store)
+    store.seen.append(torch.ones(1, requires_grad=True) * 2)  # a tensor no deepcopy can copy
+    invert(pipe, peach, **QUICK, dtype="bfloat16")
+    assert len(store.seen) > 4
+
+
+def test_a_float16_vae_on_a_cpu_runs_in_float32(peach):
+    pipe = stable_diffusion(force_upcast=False)
+    pipe.vae.half()
+    assert invert(pipe, peach, **QUICK).latents.isfinite().all()
+
+
+def test_a_broken_vae_is_named(peach):
+    pipe = stable_diffusion()
+    inv = invert(pipe, peach, **QUICK)
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias.fill_(torch.nan)
+        pipe.vae.encoder.conv_out.bias.fill_(torch.nan)
+    inv = dataclasses.replace(inv, provenance={})
+    with pytest.raises(FloatingPointError, match="VAE's output became non-finite decoding image 1 of 1, dtype float32"):
+        reconstruct(pipe, inv)
+    with pytest.raises(FloatingPointError, match="VAE's output became non-finite encoding image 1, 2 of 2"):
+        invert(pipe, [peach] * 2, method=ForwardStart(4), **QUICK)
+
+
 # --- the pipeline is left as it was ---------------------------------------------------------------------------------
 
 
@@ -463,6 +590,38 @@ def test_pipeline_is_untouched_when_latents_blow_up(peach):
     assert fingerprint(pipe) == before
 
 
+@pytest.mark.filterwarnings("error")
+def test_raising_the_guidance_is_no_mismatch(pipe, peach):
+    inv = invert(pipe, peach, "noto peach", **QUICK)
+    reconstruct(pipe, inv, guidance_scale=3, output_type="latent")
+
+
+def test_another_pipeline_is_noticed(peach):
+    pipe = stable_diffusion()
+    inv = invert(pipe, peach, **QUICK)
+    with torch.no_grad():
+        pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
+        pipe.vae.quant_conv.bias[1] += 1
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_end=0.011)
+    with pytest.warns(UserWarning, match="not what the inversion was made with") as caught:
+        reconstruct(pipe, inv, output_type="latent")
+    assert {str(w.message).split(" are ")[0] for w in caught} == {
+        "the network's weights",
+        "the VAE's weights",
+        "the scheduler's betas",
+    }
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_diffusers_regenerates_the_image_from_the_noise(guidance_scale, pipe, peach):
+    """The package's promise, kept by the pipeline itself."""
+    inv = invert(pipe, peach, "noto peach", method="anderson", num_inference_steps=10)
+    ours = reconstruct(pipe, inv, guidance_scale=guidance_scale, output_type="latent").latents
+    args = {"num_inference_steps": 10, "guidance_scale": guidance_scale, "output_type": "latent"}
+    theirs = pipe("noto peach", latents=inv.latents, **args).images
+    assert distance(ours, theirs) < 1e-5
+
+
 def test_stats_and_provenance_say_what_ran(tiny, peach):
     inv = invert(tiny, peach, method="warm_start", **QUICK)
     stats = inv.stats
@@ -496,7 +655,15 @@ def test_stats_and_provenance_say_what_ran(tiny, peach):
         ({"prompt": None}, TypeError, "prompt must be a text"),
         ({"negative_prompt": [3]}, TypeError, "negative_prompt must be a text"),
         ({"prompt": "a", "prompt_embeds": torch.zeros(1, 12, 32)}, ValueError, "not both"),
-        ({"prompt_embeds": torch.zeros(3, 12, 32)}, ValueError, "prompt_embeds has 3 rows for 1 images"),
+        ({"prompt_embeds": torch.zeros(3, 12, 32)}, ValueError, r"shape \(1, tokens, 32\), got \(3, 12, 32\)"),
+        ({"prompt_embeds": torch.zeros(1, 12, 31)}, ValueError, r"shape \(1, tokens, 32\), got \(1, 12, 31\)"),
+        ({"prompt_embeds": [1.0]}, ValueError, "prompt_embeds must be a tensor"),
+        ({"prompt_embeds": torch.full((1, 12, 32), torch.nan)}, ValueError, "prompt_embeds has non-finite values"),
+        ({"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 12, 32)}, ValueError, "not both"),
+        ({"image": torch.zeros(1, 4, 8, 8), "height": 64}, ValueError, "latents keep their size"),
+        ({"generator": 42}, TypeError, "generator must be a torch.Generator or a list of them, got 42"),
+        ({"timesteps": 50}, TypeError, "timesteps must be a sequence of integers, got 50"),
+        ({"runtime": ["eager"]}, ValueError, "unknown runtime"),
         ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be a finite number"),
         ({"guidance_scale": "high"}, ValueError, "guidance_scale must be a finite number"),
         ({"height": 63}, ValueError, "height must be a positive multiple of 8, got 63"),
@@ -517,6 +684,8 @@ def test_reconstruct_refuses(tiny, peach):
         reconstruct(tiny, inv, output_type="jpeg")
     with pytest.raises(TypeError, match="must be what invert"):
         reconstruct(tiny, inv.latents)
+    with pytest.raises(ValueError, match="2 texts in prompt for 1 latents"):
+        reconstruct(tiny, dataclasses.replace(inv, prompt=["", ""]))
     with pytest.raises(ValueError, match="network predicts 'v_prediction', the schedule is for 'epsilon'"):
         reconstruct(demo.load_pipeline("v_prediction"), inv)
 

@@ -33,7 +33,7 @@ def test_every_pil_mode(mode):
     values = np.full((8, 8), 128 * 257)
     made = {
         "I": lambda: Image.fromarray(values.astype(np.int32)),
-        "F": lambda: Image.fromarray(values.astype(np.float32)),
+        "F": lambda: Image.fromarray(np.full((8, 8), 128.0, np.float32)),
         "I;16": lambda: Image.fromarray(values.astype(np.uint16)),
         "1": lambda: Image.new("1", (8, 8), 1),
         "LAB": lambda: Image.new("LAB", (8, 8)),
@@ -51,6 +51,7 @@ def test_exif_orientation(tmp_path):
     exif[0x0112] = 6
     wide.save(tmp_path / "turned.jpg", exif=exif)
     assert images.load(tmp_path / "turned.jpg").size == (16, 32)
+    assert images.as_rgb(Image.open(tmp_path / "turned.jpg")).size == (16, 32)
 
 
 def test_kinds_agree():
@@ -61,6 +62,31 @@ def test_kinds_agree():
         assert (images.to_pixels(image, 8) - wanted).abs().max() < 1e-5
     assert images.to_pixels(array[..., 0], 8).shape == (1, 3, 16, 24)
     assert images.to_pixels(array[None].repeat(3, 0), 8).shape == (3, 3, 16, 24)
+
+
+def test_every_kind_is_resized_by_the_same_filter():
+    array = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    wanted = images.to_pixels(Image.fromarray(array), 8, 16, 16)
+    tensor = torch.tensor(array).permute(2, 0, 1)
+    for image in (array[None], array / 255.0, tensor, tensor[None], tensor / 255, tensor / 127.5 - 1):
+        assert (images.to_pixels(image, 8, 16, 16) - wanted).abs().max() < 1.01 / 127.5
+
+
+def test_a_hair_below_zero_is_still_zero_to_one():
+    image = torch.rand(3, 8, 8)
+    image[0, 0, 0] = -1e-6
+    assert (images.to_pixels(image, 8)[0] - (2 * image - 1).clamp(-1)).abs().max() < 1e-5
+    dark, bright = 2 * torch.rand(3, 8, 8) - 1, torch.rand(3, 8, 8)
+    together = images.to_pixels([dark, bright], 8)  # one range for the whole call
+    assert (together[0] - dark).abs().max() < 1e-6
+    assert (together[1] - bright).abs().max() < 1e-6
+
+
+def test_deep_greys_are_not_black():
+    for value, mode in ((255, "I"), (255, "F")):
+        assert images.as_rgb(Image.new("L", (8, 8), value).convert(mode)).getpixel((0, 0)) == (255,) * 3
+    assert images.as_rgb(Image.fromarray(np.full((8, 8), 1.0, np.float32))).getpixel((0, 0)) == (255,) * 3
+    assert images.as_rgb(Image.fromarray(np.full((8, 8), 65535, np.uint16))).getpixel((0, 0)) == (255,) * 3
 
 
 def test_sizes_follow_the_factor():
@@ -81,11 +107,13 @@ def test_sizes_follow_the_factor():
         (torch.zeros(3, 0, 8), ValueError, "no pixels"),
         (np.full((8, 8, 3), np.nan), ValueError, "non-finite pixels"),
         (np.full((8, 8, 3), np.inf), ValueError, "non-finite pixels"),
-        (np.full((8, 8, 3), 200.0), ValueError, r"lie in \[0, 1\] or \[-1, 1\], got 200 to 200; divide by 255"),
+        (np.full((8, 8, 3), 200.0), ValueError, r"lie in \[0, 1\] or \[-1, 1\]; got 200 to 200"),
         (np.zeros((8, 8, 3), np.int32), ValueError, "must be uint8"),
         (np.zeros(8), ValueError, "needs shape"),
         (torch.zeros(8, 8), ValueError, "needs shape"),
         (torch.zeros(2, 8, 8), ValueError, "1, 3 or 4"),
+        (np.zeros((8, 8, 5), np.uint8), ValueError, "1, 3 or 4"),
+        (torch.randn(4, 8, 8), ValueError, r"latents need a batch, \(B, 4, h, w\)"),
     ],
 )
 def test_refusals(image, error, message):

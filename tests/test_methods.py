@@ -218,6 +218,8 @@ def test_velocity_model_at_zero_terminal_snr(x0):
         (lambda: FixedPoint(mixing="newton"), ValueError, "unknown FixedPoint mixing 'newton'"),
         (lambda: FixedPoint(warm_start="cubic"), ValueError, "unknown warm_start 'cubic'"),
         (lambda: FixedPoint(tolerance=float("nan")), ValueError, r"tolerance must lie in \[0, 1\), got nan"),
+        (lambda: FixedPoint(tolerance="a"), ValueError, "tolerance must lie"),
+        (lambda: FixedPoint(window=2.5), ValueError, "window must be 2, 3 or 4"),
         (lambda: FixedPoint(window=5), ValueError, "window must be 2, 3 or 4"),
         (lambda: ForwardStart(0), ValueError, "at least 1, got 0"),
         (lambda: ForwardStart(2, "ddim"), TypeError, "must be a Method instance"),

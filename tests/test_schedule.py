@@ -44,7 +44,7 @@ def test_visits_what_ddim_visits(beta_schedule, spacing, steps):
     schedule = Schedule.from_scheduler(scheduler, steps)
     scheduler.set_timesteps(steps)
     visited = scheduler.timesteps.tolist()[::-1]
-    assert schedule.origin["timesteps"] == tuple(visited)
+    assert schedule.origin["timesteps"] == visited
     assert schedule.t[1:].tolist() == [t for t in visited if scheduler.alphas_cumprod[t] < scheduler.alphas_cumprod[0]]
 
 
@@ -128,6 +128,20 @@ def test_sample_prediction_from_alpha_one_is_refused():
         Schedule.from_scheduler(ddim(prediction_type="sample", set_alpha_to_one=True), 10)
 
 
+def test_velocity_from_alpha_one_to_zero_is_refused():
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "set_alpha_to_one": True}
+    with pytest.raises(ValueError, match="from alpha = 1 to alpha = 0 cannot be inverted"):
+        Schedule.from_scheduler(ddim(**zero, prediction_type="v_prediction"), 1)
+
+
+def test_a_schedule_owns_its_levels():
+    alpha = torch.tensor([0.9, 0.5], dtype=torch.float64)
+    schedule = Schedule([0, 1], alpha)
+    digest = schedule.digest
+    alpha[0] = 0.8
+    assert schedule.digest == digest
+
+
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
 def test_scheduler_without_table(name):
     with pytest.raises(ValueError, match=f"scheduler {name} has no table of alphas_cumprod; pass schedule="):
@@ -141,6 +155,7 @@ def test_scheduler_without_table(name):
         ({"alpha": [0.9, float("nan")]}, r"lie in \[0, 1\]"),
         ({"alpha": [0.9]}, "one length"),
         ({"alpha": [0.9, 0.5], "prediction_type": "score"}, "unknown prediction_type 'score'"),
+        ({"t": [0.0, float("nan")], "alpha": [0.9, 0.5]}, "ascend strictly"),
         ({"t": [0, 5, 5], "alpha": [0.9, 0.5, 0.4]}, "ascend strictly"),
     ],
 )

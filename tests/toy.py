@@ -32,7 +32,7 @@ def rewritten(schedule: Schedule):
 def predictor(
     batch: int, dtype: torch.dtype = torch.float64, dynamic_batch: bool = True, function=network
 ) -> Predictor:
-    return Predictor(function, {"c": torch.zeros(batch, 1)}, None, dtype, dynamic_batch)
+    return Predictor(function, {"c": torch.zeros(batch, 1)}, 1, dtype, dynamic_batch)
 
 
 def noise_for(shape, seed: int) -> torch.Tensor:
@@ -45,14 +45,14 @@ def run(method: Method, schedule: Schedule, x: torch.Tensor, predict: Predictor 
     """Inverts x with the toy network in x's dtype."""
     predict = predictor(len(x), x.dtype) if predict is None else predict
     problem = Problem(schedule, dtype=x.dtype, draw=lambda shape, seed: noise_for(shape, seed).to(x.dtype))
-    return integrate(method.inverter(problem), x, predict, schedule, Hooks(**hooks))
+    return integrate(method.inverter(problem), {"latents": x}, predict, schedule, Hooks(**hooks))
 
 
 def sample(method: Method, schedule: Schedule, x: torch.Tensor, function=network) -> torch.Tensor:
     """Samples from x with the toy network."""
     stepper = method.sampler(Problem(schedule, dtype=x.dtype), schedule.num_steps)
     predict = predictor(len(x), x.dtype, function=function)
-    return integrate(stepper, x, predict, schedule, Hooks()).state["latents"]
+    return integrate(stepper, {"latents": x}, predict, schedule, Hooks()).state["latents"]
 
 
 def grid(schedule: Schedule) -> list[tuple[int, float, float]]:

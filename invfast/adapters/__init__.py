@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from invfast.adapters.stable_diffusion import StableDiffusion
+from invfast.adapters.stable_diffusion import Condition, StableDiffusion
 
 ADAPTERS = (StableDiffusion,)
 
@@ -24,4 +24,4 @@ def resolve(pipe: Any) -> type[StableDiffusion]:
     )
 
 
-__all__ = ["ADAPTERS", "StableDiffusion", "resolve"]
+__all__ = ["ADAPTERS", "Condition", "StableDiffusion", "resolve"]

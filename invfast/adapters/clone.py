@@ -8,35 +8,60 @@ from itertools import chain
 import torch
 
 
-def is_hooked(module: torch.nn.Module) -> bool:
-    """Whether something else moves or compiles the module (offload hooks, torch.compile): then it is used as it is."""
-    managed = hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
-    return managed or isinstance(module, torch._dynamo.OptimizedModule)
+def is_managed(module: torch.nn.Module) -> bool:
+    """Whether something else moves, casts, patches or compiles the module or a part of it: then it is used as it is.
+
+    Offload and casting hooks (accelerate's, diffusers'), a replaced `forward`, torch.compile in any of its forms. A
+    clone would lose them, or call the caller's module behind our back.
+    """
+    if isinstance(module, torch._dynamo.OptimizedModule):
+        return True
+    marks = ("_hf_hook", "_diffusers_hook", "forward")
+    return any(
+        any(mark in vars(part) for mark in marks) or part._compiled_call_impl is not None for part in module.modules()
+    )
+
+
+def own_dtype(module: torch.nn.Module) -> torch.dtype:
+    """The dtype of its first floating parameter."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
 def private(module: torch.nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> torch.nn.Module:
-    """A structural clone in eval mode: modules and attention processors are its own, tensors are the caller's.
+    """A structural clone in eval mode: its modules are its own, its tensors and attention processors the caller's.
 
     Tensors that need another dtype or (the 4-D ones) another layout become real copies; the caller's stay as they are.
 
     Raises:
-        ValueError: the module is managed by hooks and would have to be converted.
+        ValueError: the module is managed and would have to be converted, or it cannot be copied.
     """
-    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
-    if is_hooked(module):
+    own = own_dtype(module)
+    if is_managed(module):
         if own != dtype:
             raise ValueError(
-                f"{type(module).__name__} is offloaded or compiled and stays {own}; pass dtype={own} or None, "
+                f"{type(module).__name__} is offloaded, patched or compiled and stays {own}; pass dtype={own} or None, "
                 "or remove its hooks first"
             )
         return module
-    clone = copy.deepcopy(module, {id(p): p for p in chain(module.parameters(), module.buffers())}).eval()
+    shared = {id(p): p for p in chain(module.parameters(), module.buffers())}
+    # Processors without weights may hold a caller's controller: what they record belongs there, not in a copy.
+    processors = getattr(module, "attn_processors", {}).values()
+    shared |= {id(p): p for p in processors if not isinstance(p, torch.nn.Module)}
+    try:
+        clone = copy.deepcopy(module, shared).eval()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be cloned ({error}); it holds something that is neither weight nor module"
+        ) from error
     converted: dict[int, torch.Tensor] = {}
     for owner in clone.modules():
         for store in (owner._parameters, owner._buffers):
             for name, tensor in store.items():
-                if tensor is not None:
-                    store[name] = converted.setdefault(id(tensor), _convert(tensor, own, dtype, memory_format))
+                if tensor is None:
+                    continue
+                if id(tensor) not in converted:
+                    converted[id(tensor)] = _convert(tensor, own, dtype, memory_format)
+                store[name] = converted[id(tensor)]
     return clone
 
 

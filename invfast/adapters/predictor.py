@@ -14,8 +14,8 @@ class Predictor:
 
     Args:
         network: a runtime's prepared callable.
-        condition: static inputs by name, each (B, ...).
-        negative: the unconditional ones, of the same names; given, every evaluation runs both in one batch.
+        static: inputs by name that stay the same over the grid, each (branches * B, ...).
+        branches: 2 with classifier-free guidance, conditional rows first; both run in one batch.
         dtype: what the network computes in; latents are cast to it.
         dynamic_batch: whether images that are done may be left out.
     """
@@ -23,18 +23,14 @@ class Predictor:
     def __init__(
         self,
         network: Network,
-        condition: Mapping[str, torch.Tensor],
-        negative: Mapping[str, torch.Tensor] | None,
+        static: Mapping[str, torch.Tensor],
+        branches: int,
         dtype: torch.dtype,
         dynamic_batch: bool,
     ) -> None:
-        self.network, self.dtype, self.dynamic_batch = network, dtype, dynamic_batch
-        self.branches = 1 if negative is None else 2
-        batch = len(next(iter(condition.values())))
-        self.static = {
-            name: (c if negative is None else torch.cat([c, negative[name]])).to(dtype) for name, c in condition.items()
-        }
-        self.evaluations = [0] * batch
+        self.network, self.static, self.branches = network, static, branches
+        self.dtype, self.dynamic_batch = dtype, dynamic_batch
+        self.evaluations = [0] * (len(next(iter(static.values()))) // branches)
         self.samples = 0
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, samples: list[int] | None = None) -> tuple[torch.Tensor, ...]:

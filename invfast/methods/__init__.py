@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
 from invfast.methods.base import Method, Problem
 from invfast.methods.ddim import DDIM
 from invfast.methods.easyinv import EasyInv
@@ -21,6 +25,33 @@ METHODS: dict[str, Method] = {
 """What the names mean. AIDI_E is "averaged", AIDI_A "anderson", Uni-Inv "warm_start"."""
 
 
+CLASSES = {cls.__name__: cls for cls in (DDIM, EasyInv, FixedPoint, ForwardStart)}
+
+
+def to_dict(method: Method) -> dict[str, Any]:
+    """A method as plain values: its class name and its settings, methods inside them likewise."""
+    settings = {f.name: getattr(method, f.name) for f in fields(method)}
+    plain = {name: to_dict(value) if isinstance(value, Method) else value for name, value in settings.items()}
+    return {"class": type(method).__name__, **plain}
+
+
+def from_dict(values: Mapping[str, Any]) -> Method:
+    """The method that `to_dict` described.
+
+    Raises:
+        ValueError: an unknown class or settings it refuses.
+    """
+    settings = dict(values)
+    name = settings.pop("class", None)
+    if name not in CLASSES:
+        raise ValueError(f"unknown method class {name!r}; expected one of {', '.join(CLASSES)}")
+    plain = {key: from_dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    try:
+        return CLASSES[name](**plain)
+    except TypeError as error:
+        raise ValueError(f"settings of method {name} do not fit this version: {error}") from error
+
+
 def resolve(method: str | Method) -> Method:
     """The method of a name, or the instance itself.
 
@@ -37,4 +68,15 @@ def resolve(method: str | Method) -> Method:
     return METHODS[method]
 
 
-__all__ = ["DDIM", "METHODS", "EasyInv", "FixedPoint", "ForwardStart", "Method", "Problem", "resolve"]
+__all__ = [
+    "DDIM",
+    "METHODS",
+    "EasyInv",
+    "FixedPoint",
+    "ForwardStart",
+    "Method",
+    "Problem",
+    "from_dict",
+    "resolve",
+    "to_dict",
+]

@@ -47,6 +47,11 @@ class Problem:
     dtype: torch.dtype = torch.float32
     draw: Callable[[Sequence[int], int], torch.Tensor] | None = None
 
+    @property
+    def times(self) -> torch.Tensor:
+        """(N + 1,) the nodes' times on the device: copied once, not before every evaluation."""
+        return self.schedule.t.to(self.device)
+
     def place(self, table: torch.Tensor) -> torch.Tensor:
         """A table without a network output, on the device."""
         return table.to(self.device, self.dtype)
@@ -62,8 +67,8 @@ class Stepper(Protocol):
     steps: range
     """Indices of the schedule's steps, in the order they are taken."""
 
-    def init(self, x: torch.Tensor) -> State:
-        """The state before the first step from the latents the pass starts with."""
+    def init(self, state: State) -> State:
+        """The state before the first step. Upwards it is given {"latents": x_0}, downwards what the inversion kept."""
 
     def step(self, i: int, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
         """The state after step i, and each image's relative residual |f(y) - y| / |f(y)|, shape (B,), where known."""
@@ -79,7 +84,7 @@ class Method:
     def sampler(self, problem: Problem, start: int) -> Stepper:
         """Noise to data from node `start`: deterministic DDIM unless the method brings its own."""
         table = problem.place_guided(rows.down(problem.schedule))
-        return Linear(problem.schedule, table, range(start - 1, -1, -1))
+        return Linear(problem.times, table, range(start - 1, -1, -1))
 
 
 @dataclass(frozen=True)
@@ -87,21 +92,21 @@ class Linear:
     """One evaluation and one row a step: inputs (latents, carried, o), outputs (latents, carried).
 
     Args:
-        schedule: the grid.
+        times: (N + 1,) of the nodes, on the device.
         table: (N, 1 + len(carried), ...) placed rows.
         steps: which steps, in order.
-        carried: names of the state tensors beside the latents; they begin as copies of the latents.
+        carried: names of the state tensors beside the latents; where they are not given they begin as the latents.
     """
 
-    schedule: Schedule
+    times: torch.Tensor
     table: torch.Tensor
     steps: range
     carried: tuple[str, ...] = ()
 
-    def init(self, x: torch.Tensor) -> State:
-        return dict.fromkeys(("latents", *self.carried), x)
+    def init(self, state: State) -> State:
+        return {name: state.get(name, state["latents"]) for name in ("latents", *self.carried)}
 
     def step(self, i: int, state: State, predict: Predict) -> tuple[State, None]:
         x = state["latents"]
-        inputs = [x, *(state[name] for name in self.carried), *predict(x, self.schedule.t[i + 1])]
+        inputs = [x, *(state[name] for name in self.carried), *predict(x, self.times[i + 1])]
         return dict(zip(("latents", *self.carried), lincomb(inputs, self.table, i), strict=True)), None

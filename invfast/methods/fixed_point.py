@@ -7,6 +7,7 @@ noise of the step before is Uni-Inv (Jiao et al., UniEdit-Flow, arXiv 2504.13109
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 
@@ -43,15 +44,15 @@ class FixedPoint(Method):
     window: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.iterations, int) or self.iterations < 1:
+        if not isinstance(self.iterations, Integral) or self.iterations < 1:
             raise ValueError(f"FixedPoint iterations must be an integer of at least 1, got {self.iterations!r}")
         if self.mixing not in MIXINGS:
             raise ValueError(f"unknown FixedPoint mixing {self.mixing!r}; expected one of {MIXINGS}")
         if self.warm_start not in EXTRAPOLATIONS:
             raise ValueError(f"unknown warm_start {self.warm_start!r}; expected one of {tuple(EXTRAPOLATIONS)}")
-        if not 0 <= self.tolerance < 1:
+        if not isinstance(self.tolerance, Real) or not 0 <= self.tolerance < 1:
             raise ValueError(f"FixedPoint tolerance must lie in [0, 1), got {self.tolerance!r}")
-        if not 2 <= self.window <= 4:
+        if not isinstance(self.window, Integral) or not 2 <= self.window <= 4:
             raise ValueError(f"FixedPoint window must be 2, 3 or 4, got {self.window!r}")
 
     def inverter(self, problem: Problem, start: int = 0) -> Implicit:
@@ -63,7 +64,7 @@ class Implicit:
 
     def __init__(self, method: FixedPoint, problem: Problem, start: int) -> None:
         schedule = problem.schedule
-        self.method, self.schedule = method, schedule
+        self.method, self.times = method, problem.times
         self.steps = range(start, schedule.num_steps)
         up = rows.up(schedule)
         self.up = problem.place_guided(rows.with_residual(up) if method.mixing == "anderson" else up)
@@ -74,11 +75,11 @@ class Implicit:
             self.noise = problem.place_guided(rows.noise(schedule))
             self.network_predicts_noise = schedule.prediction_type == "epsilon" and problem.guidance_scale <= 1
 
-    def init(self, x: torch.Tensor) -> State:
-        return {"latents": x}
+    def init(self, state: State) -> State:
+        return {"latents": state["latents"]}
 
     def step(self, i: int, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
-        x, t = state["latents"], self.schedule.t[i + 1]
+        x, t = state["latents"], self.times[i + 1]
         y = self._first(i, state, predict)
         found = _Found(x.shape[0], self.method.tolerance)
         values: list[torch.Tensor] = []
@@ -102,7 +103,7 @@ class Implicit:
         if not self.order:
             return x
         if i == self.steps.start:  # no noise yet: one evaluation more, as Uni-Inv does
-            return lincomb((x, x, *predict(x, self.schedule.t[i + 1])), self.up, i)[0]
+            return lincomb((x, x, *predict(x, self.times[i + 1])), self.up, i)[0]
         history = [state.get(f"noise_{j}", x) for j in range(1, self.order + 1)]  # a missing one has weight zero
         return lincomb((x, *history), self.forecast, i)[0]
 

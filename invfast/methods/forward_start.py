@@ -7,6 +7,7 @@ latents, and noise removes them. A knob for editability: what the jump drowns ca
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 
@@ -35,7 +36,7 @@ class ForwardStart(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
+        if not isinstance(self.steps, Integral) or self.steps < 1:
             raise ValueError(f"ForwardStart steps must be an integer of at least 1, got {self.steps!r}")
         if not isinstance(self.method, Method):
             raise TypeError(f"ForwardStart method must be a Method instance, got {self.method!r}")
@@ -62,9 +63,10 @@ class _Jumped:
         self.table = problem.place(rows.jump(problem.schedule, method.steps))
         self.noise = lambda shape: problem.draw(shape, method.seed)
 
-    def init(self, x: torch.Tensor) -> State:
+    def init(self, state: State) -> State:
+        x = state["latents"]
         noise = self.noise(x.shape)
-        return {**self.inner.init(lincomb((x, noise), self.table, 0)[0]), "noise": noise}
+        return {**self.inner.init({"latents": lincomb((x, noise), self.table, 0)[0]}), "noise": noise}
 
     def step(self, i: int, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
         new, residual = self.inner.step(i, state, predict)

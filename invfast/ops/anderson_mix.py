@@ -16,8 +16,9 @@ WEIGHT_LIMIT = 1e3
 def anderson_mix(values: Sequence[torch.Tensor], residuals: Sequence[torch.Tensor]) -> torch.Tensor:
     """The next iterate from the last m values and residuals, oldest first.
 
-    The Gram matrix of a sample's residuals is normalised by its diagonal and solved in float64 with a ridge of 1e-10. A
-    sample whose weights come out non-finite, or larger than 1e3 in sum of magnitudes, takes the latest value as it is.
+    The Gram matrix of a sample's residuals, accumulated in their dtype and normalised by its diagonal, is solved in
+    float64 with a ridge of 1e-10. A sample whose weights come out non-finite, or larger than 1e3 in sum of magnitudes,
+    takes the latest value as it is.
 
     Args:
         values: m tensors f_j of shape (B, ...), float32 or float64.
@@ -28,8 +29,8 @@ def anderson_mix(values: Sequence[torch.Tensor], residuals: Sequence[torch.Tenso
     """
     if len(values) == 1:
         return values[0]
-    r = torch.stack([x.flatten(1) for x in residuals], 1).double()
-    weights = _weights(r @ r.transpose(1, 2)).to(values[0].dtype)
+    r = torch.stack([x.flatten(1) for x in residuals], 1)
+    weights = _weights((r @ r.transpose(1, 2)).double()).to(values[0].dtype)
     shape = (-1,) + (1,) * (values[0].ndim - 1)
     columns = [w.reshape(shape) for w in weights.unbind(1)]
     mixed = values[-1] * columns[-1]

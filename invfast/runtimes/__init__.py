@@ -17,7 +17,7 @@ def resolve(name: str) -> Runtime:
     """
     if name == "auto":
         return RUNTIMES["eager"]
-    if name not in RUNTIMES:
+    if not isinstance(name, str) or name not in RUNTIMES:
         raise ValueError(f"unknown runtime {name!r}; expected 'auto' or one of {', '.join(map(repr, RUNTIMES))}")
     reason = RUNTIMES[name].unavailable()
     if reason:

@@ -18,7 +18,10 @@ class Spec:
 
 
 class Network(Protocol):
-    """(x, t, **static inputs) -> output of x's shape; x (B, C, h, w) and the result in the spec's dtype."""
+    """(x, t, **static inputs) -> output of x's shape; x (B, C, h, w) and the result in the spec's dtype.
+
+    The result is the caller's to keep: a runtime with output buffers of its own hands out copies. t is 0-d.
+    """
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor: ...
 
@@ -37,4 +40,7 @@ class Runtime(Protocol):
         """The layout it wants its convolution weights in."""
 
     def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
-        """A callable for a module that is already in the spec's dtype and this runtime's layout."""
+        """A callable for a module that is already in the spec's dtype and this runtime's layout.
+
+        `example_inputs` are what it will be called with: "x", "t" and every static input, full batch, right dtypes.
+        """
