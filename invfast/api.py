@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from invfast import adapters, images, methods, provenance
+from invfast import adapters, arguments, images, methods, provenance
 from invfast.adapters import Condition, StableDiffusion
+from invfast.arguments import Text
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Inversion, Stats
 from invfast.methods import Method, Problem
@@ -25,7 +24,6 @@ from invfast.schedule import Schedule
 logger = logging.getLogger("invfast")
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-Text = str | Sequence[str]
 
 
 @dataclass
@@ -103,8 +101,8 @@ def invert(
         FloatingPointError: latents became non-finite; names step, t, image and dtype.
     """
     chosen = methods.resolve(method)
-    _check_options(guidance_scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
-    _check_generator(generator)
+    arguments.check_options(guidance_scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
+    arguments.check_generator(generator)
     if guidance_scale > 1:
         warnings.warn(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
@@ -115,7 +113,7 @@ def invert(
     grid = _schedule(pipe, schedule, num_inference_steps, timesteps)
     with model.session():
         x = model.encode(image, height, width)
-        texts = _texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(len(x), *texts, prompt_embeds, negative_prompt_embeds, guidance_scale)
         problem = _problem(model, grid, guidance_scale, generator, len(x))
         stepper = chosen.inverter(problem)
@@ -179,7 +177,7 @@ def reconstruct(
     if not isinstance(inversion, Inversion):
         raise TypeError(f"inversion must be what invert() returns, got {type(inversion).__name__}")
     scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
-    _check_options(scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
+    arguments.check_options(scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
     model = adapters.resolve(pipe)(pipe, runtime, dtype)
@@ -233,28 +231,9 @@ def _hooks(model: StableDiffusion, callback: Callable | None, names: Sequence[st
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
         new = callback(model.pipe, step - 1, t, {name: state[name] for name in names})
-        return _replacements(new, state)
+        return arguments.replacements(new, state)
 
     return Hooks(on_step if callback else None, lambda: model.interrupted, trajectory)
-
-
-def _replacements(new: Any, state: State) -> State:
-    """What a callback returned, as far as it names the state; checked, for a wrong tensor would only fail later."""
-    if new is not None and not isinstance(new, Mapping):
-        raise TypeError(f"callback_on_step_end must return a dict of tensors or None, got {type(new).__name__}")
-    found = {name: value for name, value in (new or {}).items() if name in state}
-    for name, value in found.items():
-        old = state[name]
-        if not isinstance(value, torch.Tensor) or (value.shape, value.dtype, value.device) != (
-            old.shape,
-            old.dtype,
-            old.device,
-        ):
-            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(
-                f"callback_on_step_end returned {got} for {name!r}; expected {old.dtype} {tuple(old.shape)}"
-            )
-    return found
 
 
 def _problem(
@@ -305,52 +284,6 @@ def _check_match(pipe: Any, inversion: Inversion, prompt_embeds: torch.Tensor | 
         texts = getattr(inversion, name)
         if texts is not None and len(texts) != len(inversion.latents):
             raise ValueError(f"the inversion has {len(texts)} texts in {name} for {len(inversion.latents)} latents")
-
-
-def _check_options(
-    guidance_scale: float, cuda_graph: bool | None, callback: Callable | None, names: Sequence[str]
-) -> None:
-    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale) or guidance_scale < 0:
-        raise ValueError(f"guidance_scale must be a finite number of at least 0, got {guidance_scale!r}")
-    if cuda_graph:
-        raise ValueError("cuda_graph=True is unavailable: runtime 'eager' captures no graphs; pass None or False")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback_on_step_end must be callable, got {callback!r}")
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"callback_on_step_end_tensor_inputs must be a list of names, got {names!r}")
-
-
-def _check_generator(generator: Any) -> None:
-    every = generator if isinstance(generator, list) else [] if generator is None else [generator]
-    if not all(isinstance(each, torch.Generator) for each in every):
-        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
-
-
-def _texts(
-    batch: int,
-    prompt: Text | None,
-    negative_prompt: Text | None,
-    prompt_embeds: torch.Tensor | None,
-    negative_prompt_embeds: torch.Tensor | None,
-) -> tuple[list[str] | None, list[str] | None]:
-    """(prompts, negative prompts), one an image; None where there are none."""
-    if prompt_embeds is not None and prompt not in (None, ""):
-        raise ValueError("pass prompt or prompt_embeds, not both")
-    if negative_prompt_embeds is not None and negative_prompt is not None:
-        raise ValueError("pass negative_prompt or negative_prompt_embeds, not both")
-    positive = None if prompt_embeds is not None else _each(prompt, batch, "prompt")
-    negative = None if negative_prompt is None else _each(negative_prompt, batch, "negative_prompt")
-    return positive, negative
-
-
-def _each(text: Text | None, batch: int, name: str) -> list[str]:
-    """One text an image."""
-    texts = [text] * batch if isinstance(text, str) else list(text) if isinstance(text, Sequence) else [text]
-    if not all(isinstance(each, str) for each in texts):
-        raise TypeError(f"{name} must be a text or a list of texts, got {text!r}")
-    if len(texts) != batch:
-        raise ValueError(f"{name} has {len(texts)} texts for {batch} images; pass one for all, or one an image")
-    return texts
 
 
 def _present(pixels: torch.Tensor, output_type: str) -> Any:

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from hypothesis import settings
+from tiny import stable_diffusion
 
 from invfast import demo
 
@@ -25,6 +26,17 @@ def pipe():
 @pytest.fixture(scope="session")
 def samples():
     return demo.load_images()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A random pipeline for tests that only read it."""
+    return stable_diffusion()
+
+
+@pytest.fixture(scope="session")
+def peach(samples):
+    return samples["peach"].image
 
 
 @pytest.fixture

@@ -14,16 +14,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny import stable_diffusion
 
 from invfast import Inversion, demo, invert, reconstruct
 from invfast.inversion import _digest
 from invfast.methods import METHODS, FixedPoint, ForwardStart
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return stable_diffusion()
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from tiny import SD
 
 from invfast import Schedule
-
-SD = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 
 
 def ddim(**config):

@@ -17,6 +17,9 @@ SD = {
     "steps_offset": 1,
 }
 
+QUICK = {"num_inference_steps": 4}
+"""Arguments of `invert` for tests that do not care about the grid."""
+
 
 def stable_diffusion(
     scheduler=None, time_cond_proj_dim: int | None = None, in_channels: int = 4, force_upcast: bool = True
