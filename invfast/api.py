@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import adapters, arguments, images, methods, provenance
-from invfast.adapters import Condition, StableDiffusion
+from invfast.adapters import Adapter, Condition
 from invfast.arguments import Text
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Inversion, Stats
@@ -70,7 +70,8 @@ def invert(
     Names and meanings are those of diffusers' pipelines.
 
     Args:
-        pipe: a Stable Diffusion 1.x or 2.x pipeline. Whatever its scheduler, the grid is DDIM's over its betas.
+        pipe: a Stable Diffusion 1.x or 2.x pipeline, or an unconditional DDPMPipeline or DDIMPipeline. Whatever its
+            scheduler, the grid is DDIM's over its betas.
         image: PIL image, path, numpy array, torch tensor, or a list of them (`images.to_pixels` says which shapes and
             ranges), or latents (B, 4, h, w), finite floats, already scaled.
         prompt: one text for all images or one an image.
@@ -200,7 +201,7 @@ def reconstruct(
 
 
 def _run(
-    model: StableDiffusion, stepper: Stepper, state: State, condition: Condition, grid: Schedule, hooks: Hooks
+    model: Adapter, stepper: Stepper, state: State, condition: Condition, grid: Schedule, hooks: Hooks
 ) -> tuple[Run, Stats]:
     """One pass over the grid under the pipeline's own progress bar."""
     predict = model.predictor(state["latents"], *condition)
@@ -225,7 +226,7 @@ def _run(
     return run, stats
 
 
-def _hooks(model: StableDiffusion, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
+def _hooks(model: Adapter, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
     def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
         unknown = [name for name in names if name not in state]
         if unknown:
@@ -237,7 +238,7 @@ def _hooks(model: StableDiffusion, callback: Callable | None, names: Sequence[st
 
 
 def _problem(
-    model: StableDiffusion,
+    model: Adapter,
     grid: Schedule,
     guidance_scale: float,
     generator: torch.Generator | list[torch.Generator] | None,

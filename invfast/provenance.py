@@ -20,6 +20,7 @@ MEANING = {
     "prompt_embeds": "the prompt embeddings are",
     "negative_prompt_embeds": "the negative prompt embeddings are",
 }
+EMBEDS = "encoder_hidden_states"
 PACKAGES = ("invfast", "torch", "diffusers", "transformers")
 
 
@@ -52,9 +53,9 @@ def _digests(pipe: Any, condition: Condition) -> dict[str, str | None]:
     return {
         "betas": _tensor_digest(getattr(pipe.scheduler, "alphas_cumprod", None)),
         "weights": weights_digest(pipe.unet),
-        "vae": weights_digest(pipe.vae),
-        "prompt_embeds": _tensor_digest(*positive.values()),
-        "negative_prompt_embeds": None if negative is None else _tensor_digest(*negative.values()),
+        "vae": weights_digest(pipe.vae) if hasattr(pipe, "vae") else None,
+        "prompt_embeds": _tensor_digest(positive.get(EMBEDS)),
+        "negative_prompt_embeds": _tensor_digest((negative or {}).get(EMBEDS)),
     }
 
 
@@ -80,18 +81,17 @@ def weights_digest(module: torch.nn.Module) -> str | None:
     return sha.hexdigest()
 
 
-def _tensor_digest(*values: torch.Tensor | None) -> str | None:
-    sha = hashlib.sha256()
-    for value in values:
-        if not isinstance(value, torch.Tensor):
-            return None
-        sha.update(f"|{tuple(value.shape)}|".encode())
-        sha.update(value.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
-    return sha.hexdigest()
+def _tensor_digest(value: Any) -> str | None:
+    if not isinstance(value, torch.Tensor):
+        return None
+    value = value.detach().to("cpu", torch.float64).contiguous()
+    return hashlib.sha256(f"{tuple(value.shape)}".encode() + value.numpy().tobytes()).hexdigest()
 
 
-def _place(condition: Condition) -> str:
-    value = next(iter(condition[0].values()))
+def _place(condition: Condition) -> str | None:
+    value = condition[0].get(EMBEDS)
+    if value is None:
+        return None
     return f"{value.device.type}, {str(value.dtype).removeprefix('torch.')}, torch {torch.__version__}"
 
 

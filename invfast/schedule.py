@@ -50,9 +50,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         t = torch.as_tensor(self.t).to("cpu", copy=True)
-        alpha = torch.as_tensor(self.alpha).to("cpu", torch.float64, copy=True)
-        source = alpha[:-1] if self.source_alpha is None else torch.as_tensor(self.source_alpha)
-        for name, value in (("t", t), ("alpha", alpha), ("source_alpha", source.to("cpu", torch.float64, copy=True))):
+        alpha = torch.as_tensor(self.alpha, dtype=torch.float64).to("cpu", copy=True)
+        source = alpha[:-1] if self.source_alpha is None else torch.as_tensor(self.source_alpha, dtype=torch.float64)
+        for name, value in (("t", t), ("alpha", alpha), ("source_alpha", source.to("cpu", copy=True))):
             object.__setattr__(self, name, value)
         _check_levels(self)
         _check_solvable(self)

@@ -32,7 +32,7 @@ def rewritten(schedule: Schedule):
 def predictor(
     batch: int, dtype: torch.dtype = torch.float64, dynamic_batch: bool = True, function=network
 ) -> Predictor:
-    return Predictor(function, {"c": torch.zeros(batch, 1)}, 1, dtype, dynamic_batch)
+    return Predictor(function, {}, batch, 1, dtype, dynamic_batch)
 
 
 def noise_for(shape, seed: int) -> torch.Tensor:

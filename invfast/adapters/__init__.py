@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from invfast.adapters.stable_diffusion import Condition, StableDiffusion
+from invfast.adapters.base import Adapter, Condition
+from invfast.adapters.stable_diffusion import StableDiffusion
+from invfast.adapters.unconditional import Unconditional
 
-ADAPTERS = (StableDiffusion,)
+ADAPTERS: tuple[type[Adapter], ...] = (StableDiffusion, Unconditional)
 
 
-def resolve(pipe: Any) -> type[StableDiffusion]:
+def resolve(pipe: Any) -> type[Adapter]:
     """The adapter of a pipeline.
 
     Raises:
@@ -24,4 +26,4 @@ def resolve(pipe: Any) -> type[StableDiffusion]:
     )
 
 
-__all__ = ["ADAPTERS", "Condition", "StableDiffusion", "resolve"]
+__all__ = ["ADAPTERS", "Adapter", "Condition", "StableDiffusion", "Unconditional", "resolve"]

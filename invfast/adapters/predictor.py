@@ -14,7 +14,8 @@ class Predictor:
 
     Args:
         network: a runtime's prepared callable.
-        static: inputs by name that stay the same over the grid, each (branches * B, ...).
+        static: inputs by name that stay the same over the grid, each (branches * batch, ...).
+        batch: images.
         branches: 2 with classifier-free guidance, conditional rows first; both run in one batch.
         dtype: what the network computes in; latents are cast to it.
         dynamic_batch: whether images that are done may be left out.
@@ -24,13 +25,14 @@ class Predictor:
         self,
         network: Network,
         static: Mapping[str, torch.Tensor],
+        batch: int,
         branches: int,
         dtype: torch.dtype,
         dynamic_batch: bool,
     ) -> None:
         self.network, self.static, self.branches = network, static, branches
         self.dtype, self.dynamic_batch = dtype, dynamic_batch
-        self.evaluations = [0] * (len(next(iter(static.values()))) // branches)
+        self.evaluations = [0] * batch
         self.samples = 0
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, samples: list[int] | None = None) -> tuple[torch.Tensor, ...]:

@@ -1,0 +1,148 @@
+"""One pipeline for the time of one call: what all families share."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+
+from invfast import runtimes
+from invfast.adapters.clone import is_managed, own_dtype, private
+from invfast.adapters.predictor import Predictor
+
+DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
+_MISSING = object()
+
+Condition = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]
+"""The network's static inputs by name, (B, ...) each, and the unconditional ones under guidance."""
+
+
+class Adapter(ABC):
+    """Encodes, decodes, conditions, predicts. The pipeline is read, never written.
+
+    Args:
+        pipe: the diffusers pipeline.
+        runtime: runtime name.
+        dtype: the network's dtype or its name; None keeps the pipeline's, but float32 for float16 on a CPU.
+
+    Raises:
+        ValueError: unknown runtime or dtype. RuntimeError: the runtime cannot run here.
+    """
+
+    description: ClassVar[str]
+    """What the pipeline must be, for the error that lists what is supported."""
+
+    def __init__(self, pipe: Any, runtime: str = "auto", dtype: torch.dtype | str | None = None) -> None:
+        self.pipe = pipe
+        self.device = torch.device(pipe._execution_device)
+        self.dtype = _network_dtype(dtype, pipe.unet, self.device)
+        self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.runtime = runtimes.resolve(runtime)
+
+    @staticmethod
+    @abstractmethod
+    def supports(pipe: Any) -> bool:
+        """Whether this family is the pipeline's."""
+
+    @abstractmethod
+    def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
+        """x_0 (B, C, h, w) of whatever a user passes as images."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) pixels in [0, 1], float32."""
+
+    @abstractmethod
+    def condition(
+        self,
+        batch: int,
+        prompt: list[str] | None,
+        negative_prompt: list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        guidance_scale: float,
+    ) -> Condition:
+        """The network's static inputs for `batch` images, and the unconditional ones under guidance.
+
+        Texts are one an image; embeddings (1 or B, tokens, width) replace them.
+        """
+
+    @abstractmethod
+    def guidance(self, scale: float) -> float:
+        """The scale as far as it runs a second branch, else 1."""
+
+    @contextmanager
+    def session(self) -> Iterator[Adapter]:
+        """Leaves the pipeline as it was: interrupt flag, progress-bar settings, offloading."""
+        names = ("_interrupt", "_progress_bar_config")
+        before = {name: self.pipe.__dict__.get(name, _MISSING) for name in names}
+        self.pipe._interrupt = False  # as diffusers does at the start of a call
+        try:
+            yield self
+        finally:
+            for name, value in before.items():
+                if value is _MISSING:
+                    self.pipe.__dict__.pop(name, None)
+                else:
+                    setattr(self.pipe, name, value)
+            self.pipe.maybe_free_model_hooks()
+
+    @property
+    def interrupted(self) -> bool:
+        return bool(self.pipe._interrupt)
+
+    def predictor(
+        self, x: torch.Tensor, condition: dict[str, torch.Tensor], negative: dict[str, torch.Tensor] | None
+    ) -> Predictor:
+        """The network on this runtime, bound to its condition."""
+        branches = 1 if negative is None else 2
+        static = {
+            name: (value if negative is None else torch.cat([value, negative[name]])).to(self.dtype)
+            for name, value in condition.items()
+        }
+        module = private(self.pipe.unet, self.dtype, self.runtime.memory_format(self.device))
+        example = {"x": torch.cat([x] * branches).to(self.dtype), "t": torch.tensor(0, device=self.device), **static}
+        network = self.runtime.prepare(module, example, runtimes.Spec(device=self.device, dtype=self.dtype))
+        return Predictor(network, static, len(x), branches, self.dtype, self.runtime.dynamic_batch)
+
+    def latents_of(self, image: Any, height: int | None, width: int | None) -> torch.Tensor | None:
+        """The image where it is already latents, (B, C, h, w) of the network's channels, checked; else None."""
+        channels = self.pipe.unet.config.in_channels
+        if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[1] != channels:
+            return None
+        x = image.detach()
+        if height is not None or width is not None:
+            raise ValueError("height and width resize images; latents keep their size, pass neither")
+        if x.numel() == 0 or not x.is_floating_point() or not bool(x.isfinite().all()):
+            raise ValueError(
+                f"latents must be finite floats of shape (B, {channels}, h, w), got {x.dtype} {tuple(x.shape)}"
+                + (" with non-finite values" if x.is_floating_point() and x.numel() else "")
+            )
+        return x.to(self.device, self.latent_dtype)
+
+
+def _network_dtype(asked: torch.dtype | str | None, module: torch.nn.Module, device: torch.device) -> torch.dtype:
+    slow = device.type == "cpu"
+    if asked is None:
+        own = own_dtype(module)
+        return torch.float32 if own == torch.float16 and slow and not is_managed(module) else own
+    dtype = DTYPES.get(asked) if isinstance(asked, str) else asked
+    if dtype not in DTYPES.values():
+        raise ValueError(f"unknown dtype {asked!r}; expected one of {', '.join(DTYPES)}")
+    if dtype == torch.float16 and slow:
+        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=4)
+    return dtype
+
+
+def check_finite(x: torch.Tensor, doing: str) -> None:
+    """Raises FloatingPointError where the VAE left its range."""
+    bad = [str(j + 1) for j, ok in enumerate(x.isfinite().flatten(1).all(1).tolist()) if not ok]
+    if bad:
+        raise FloatingPointError(
+            f"the VAE's output became non-finite {doing} image {', '.join(bad[:8])} of {len(x)}, dtype "
+            f"{str(x.dtype).removeprefix('torch.')}; load the VAE in float32, or set its config's force_upcast"
+        )

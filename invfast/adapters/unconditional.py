@@ -1,0 +1,63 @@
+"""Unconditional pixel-space pipelines, DDPMPipeline and DDIMPipeline: a UNet2DModel of images and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from invfast import images
+from invfast.adapters.base import Adapter, Condition
+
+
+class Unconditional(Adapter):
+    """Latents are the pixels themselves, in [-1, 1]. There is no prompt, and so no guidance.
+
+    The pipelines' own schedulers often clip the predicted sample to [-1, 1]; a clipped step cannot be undone, so the
+    grid here is without.
+    """
+
+    description = (
+        "an unconditional DDPMPipeline or DDIMPipeline (a UNet2DModel that predicts as many channels as it takes)"
+    )
+
+    @staticmethod
+    def supports(pipe: Any) -> bool:
+        unet = getattr(pipe, "unet", None)
+        if unet is None or getattr(pipe, "scheduler", None) is None or getattr(pipe, "vae", None) is not None:
+            return False
+        config = unet.config
+        plain = "cross_attention_dim" not in config and config.get("class_embed_type") is None
+        return plain and config.get("num_class_embeds") is None and config.in_channels == config.out_channels == 3
+
+    def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
+        """x_0 (B, 3, H, W), the pixels in [-1, 1]; sizes are multiples of the network's downsampling."""
+        factor = 2 ** (len(self.pipe.unet.config.block_out_channels) - 1)
+        return images.to_pixels(image, factor, height, width).to(self.device, self.latent_dtype)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return (latents.float() / 2 + 0.5).clamp(0, 1)
+
+    def guidance(self, scale: float) -> float:
+        return 1.0
+
+    def condition(
+        self,
+        batch: int,
+        prompt: list[str] | None,
+        negative_prompt: list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        guidance_scale: float,
+    ) -> Condition:
+        """Nothing.
+
+        Raises:
+            ValueError: a prompt, embeddings or guidance, which this pipeline cannot follow.
+        """
+        embeds = prompt_embeds is not None or negative_prompt_embeds is not None
+        if embeds or any(prompt or ()) or any(negative_prompt or ()) or guidance_scale > 1:
+            raise ValueError(
+                f"{type(self.pipe).__name__} is unconditional: pass no prompt, no embeddings and guidance_scale=1"
+            )
+        return {}, None
