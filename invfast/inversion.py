@@ -96,7 +96,7 @@ class Inversion:
         tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(self).items()}
         text = json.dumps(_plain(self), sort_keys=True)
         metadata = {"format": FORMAT, "schema": str(SCHEMA), "json": text, "sha256": _digest(tensors, text)}
-        _write_atomically(Path(path), save(tensors, metadata))
+        write_atomically(Path(path), save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Inversion:
@@ -234,7 +234,8 @@ def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     return sha.hexdigest()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never a part."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

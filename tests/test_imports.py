@@ -25,7 +25,9 @@ ALLOWED = {
     "adapters": {"schedule", "images", "runtimes"},
     "api": {"integrate", "methods", "adapters", "inversion", "schedule", "images", "provenance", "arguments"},
     "": {"api", "inversion", "schedule"},
-    "demo": {"", "schedule", "images", "metrics", "adapters", "inversion", "methods"},
+    "compare": {"api", "adapters", "images", "methods", "metrics"},
+    "demo": {"", "schedule", "images", "compare", "methods"},
+    "cli": {"", "compare", "demo", "images", "inversion", "methods", "runtimes"},
     "reference": set(),
 }
 OPTIONAL = {
