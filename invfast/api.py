@@ -122,11 +122,10 @@ def invert(
         hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
         run, stats = _run(model, stepper, {"latents": x}, condition, grid, hooks)
     node = stepper.steps.start + run.steps_taken
-    state = dict(run.state)
     inversion = Inversion(
-        latents=state.pop("latents"),
+        latents=run.state["latents"],
         init_latents=x.clone(),
-        state=state,
+        state={name: run.state[name] for name in stepper.keep},
         schedule=grid,
         method=chosen,
         node=node,

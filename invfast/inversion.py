@@ -58,7 +58,7 @@ class Inversion:
         latents: (B, C, h, w) at node `node`: x_T, the noise, when the run went through. float32 (float64 for a float64
             network), on the network's device.
         init_latents: (B, C, h, w) the encoded images x_0.
-        state: what else the method keeps, by name (ForwardStart its noise).
+        state: what else the method keeps, by name, shaped like the latents (ForwardStart its noise).
         schedule: the grid, shared by both directions.
         method: the Method instance.
         node: how far the run came, `schedule.num_steps` unless it was interrupted.

@@ -51,6 +51,14 @@ def test_round_trip_is_bit_for_bit(inversion, tmp_path, tiny):
 
 
 @pytest.mark.parametrize("name", list(METHODS))
+def test_a_bfloat16_run_comes_back(name, tiny, peach, tmp_path):
+    inv = invert(tiny, peach, method=name, num_inference_steps=4, dtype="bfloat16")
+    assert set(inv.state) == ({"noise"} if name == "forward_start" else set())
+    inv.save(tmp_path / "x")
+    assert same(Inversion.load(tmp_path / "x"), inv)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_comes_back(name, inversion, tmp_path):
     dataclasses.replace(inversion, method=METHODS[name]).save(tmp_path / "x")
     assert Inversion.load(tmp_path / "x").method == METHODS[name]

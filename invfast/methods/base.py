@@ -67,6 +67,9 @@ class Stepper(Protocol):
     steps: range
     """Indices of the schedule's steps, in the order they are taken."""
 
+    keep: tuple[str, ...]
+    """What of the final state, beside the latents, belongs to the result; the rest only served the steps."""
+
     def init(self, state: State) -> State:
         """The state before the first step. Upwards it is given {"latents": x_0}, downwards what the inversion kept."""
 
@@ -96,12 +99,14 @@ class Linear:
         table: (N, 1 + len(carried), ...) placed rows.
         steps: which steps, in order.
         carried: names of the state tensors beside the latents; where they are not given they begin as the latents.
+        keep: those of them that belong to the result.
     """
 
     times: torch.Tensor
     table: torch.Tensor
     steps: range
     carried: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
     def init(self, state: State) -> State:
         return {name: state.get(name, state["latents"]) for name in ("latents", *self.carried)}

@@ -62,6 +62,8 @@ class FixedPoint(Method):
 class Implicit:
     """The stepper of FixedPoint. Images that are done are masked, so that a batch equals its images."""
 
+    keep = ()
+
     def __init__(self, method: FixedPoint, problem: Problem, start: int) -> None:
         schedule = problem.schedule
         self.method, self.times = method, problem.times

@@ -59,7 +59,7 @@ class _Jumped:
 
     def __init__(self, method: ForwardStart, problem: Problem) -> None:
         self.inner = method.method.inverter(problem, method.steps)
-        self.steps = self.inner.steps
+        self.steps, self.keep = self.inner.steps, ("noise", *self.inner.keep)
         self.table = problem.place(rows.jump(problem.schedule, method.steps))
         self.noise = lambda shape: problem.draw(shape, method.seed)
 
