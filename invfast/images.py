@@ -21,6 +21,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
+MAX_PIXELS = 64 * 2**20
+"""A file with more is refused before it is decoded."""
+
 NEGATIVE = -1e-3
 """Below this a float image is in [-1, 1]; above it a negative value is the rounding of a resize, and clamped."""
 
@@ -30,7 +33,7 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a PNG, JPEG or WebP image, cut short, or more pixels than Pillow's MAX_IMAGE_PIXELS.
+        ValueError: not a PNG, JPEG or WebP image, cut short, or more pixels than MAX_PIXELS or Pillow's own limit.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"image {str(path)!r} does not exist")
@@ -38,6 +41,10 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(
+                        f"image {str(path)!r} is too large: {image.width} x {image.height} pixels, at most {MAX_PIXELS}"
+                    )
                 return as_rgb(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"image {str(path)!r} is not one of {', '.join(FORMATS)}") from error

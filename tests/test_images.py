@@ -138,9 +138,10 @@ def test_bad_files(tmp_path):
         images.load(tmp_path / "picture.bmp")
 
 
-def test_too_many_pixels(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("owner", "limit"), [(Image, "MAX_IMAGE_PIXELS"), (images, "MAX_PIXELS")])
+def test_too_many_pixels(owner, limit, tmp_path, monkeypatch):
     Image.new("L", (64, 64)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    monkeypatch.setattr(owner, limit, 4000)
     with pytest.raises(ValueError, match="too large"):
         images.load(tmp_path / "bomb.png")
 
