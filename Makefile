@@ -11,7 +11,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow docs lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.eval
@@ -24,6 +24,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow --timeout=3600
+
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -d out/docs
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -47,8 +50,8 @@ $(VENV)/.eval: $(VENV)/.python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.python
-	@echo "installing invfast[eval,test] into $(VENV), a minute or two"
-	$(BIN)/python -m pip install -q -e ".[eval,test]"
+	@echo "installing invfast[docs,eval,test] into $(VENV), a minute or two"
+	$(BIN)/python -m pip install -q -e ".[docs,eval,test]"
 	@touch $@
 
 clean:

@@ -76,13 +76,16 @@ def invert(
             ranges), or latents (B, 4, h, w), finite floats, already scaled.
         prompt: one text for all images or one an image.
         method: a name (`methods.METHODS`) or a Method instance.
-        num_inference_steps, timesteps: the grid, see `Schedule.from_scheduler`.
+        num_inference_steps: steps of the grid, see `Schedule.from_scheduler`.
+        timesteps: explicit times instead.
         schedule: a grid of your own; replaces both.
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
             is a known failure (warned); below 1 is as 1.
-        negative_prompt, prompt_embeds, negative_prompt_embeds: as in diffusers; embeddings are (1 or B, tokens, width)
-            and replace the text.
-        height, width: resize to this, multiples of the VAE's factor; by default each image's own size, rounded down.
+        negative_prompt: one text or one an image, for guidance above 1.
+        prompt_embeds: (1 or B, tokens, width), in place of the prompt.
+        negative_prompt_embeds: likewise, in place of the negative prompt.
+        height: resize to this, a multiple of the VAE's factor; by default the images' own, rounded down.
+        width: likewise.
         generator: for methods that draw noise; a list has one an image.
         runtime: where the network runs; "auto" or a name, see `runtimes.RUNTIMES`.
         dtype: the network's, a torch dtype or its name. Latents stay float32 (float64 for a float64 network).
@@ -162,9 +165,15 @@ def reconstruct(
         pipe: the pipeline it was made with; left untouched.
         inversion: what `invert` returned. One that was interrupted is resumed from the node it reached.
         guidance_scale: None for the inversion's own.
-        prompt_embeds, negative_prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them.
+        prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them.
+        negative_prompt_embeds: likewise.
+        runtime: as in `invert`.
+        dtype: as in `invert`.
+        cuda_graph: as in `invert`.
         output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
-        Others: as in `invert`.
+        callback_on_step_end: as in `invert`.
+        callback_on_step_end_tensor_inputs: as in `invert`.
+        return_dict: False returns (images,).
 
     Returns:
         Reconstruction; with return_dict=False the tuple (images,).

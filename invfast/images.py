@@ -83,7 +83,8 @@ def to_pixels(image: Any, factor: int, height: int | None = None, width: int | N
             or a list of them. Integers are uint8, 0 to 255; floats 0 to 1, or all of them -1 to 1 where any is below 0.
             Floats that have to be resized are rounded to 8 bits first, so that all kinds meet the same filter.
         factor: the VAE's downsampling; sizes are multiples of it.
-        height, width: size to resize to; by default the image's own, rounded down to the factor (up, below it).
+        height: to resize to; by default the images' own, rounded down to the factor (up, below it).
+        width: likewise.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1].

@@ -36,7 +36,9 @@ class Stats:
         seconds: wall time of the pass, encoding and decoding left out.
         residual: (steps, B) relative residual |f(y) - y| / |f(y)| with which each step of each image ended, float64 on
             the CPU; None for methods that do not measure one.
-        runtime, dtype, device: where the network ran, as used, not as asked for.
+        runtime: where the network ran, as used, not as asked for.
+        dtype: what it computed in.
+        device: where its weights were.
         kernels: implementation of the updates between evaluations.
     """
 
@@ -62,7 +64,8 @@ class Inversion:
         schedule: the grid, shared by both directions.
         method: the Method instance.
         node: how far the run came, `schedule.num_steps` unless it was interrupted.
-        prompt, negative_prompt: one text an image; None where embeddings were given instead.
+        prompt: one text an image; None where embeddings were given instead.
+        negative_prompt: one text an image, or None.
         guidance_scale: as given.
         stats: how the run went.
         trajectory: (node + 1, B, C, h, w) on the CPU, x_0 first, where it was asked for. With ForwardStart(K) it begins
