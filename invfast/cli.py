@@ -57,7 +57,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
                 function(*args, **kwargs)
         except KeyboardInterrupt:
             err.print("interrupted", style="red")
-            raise typer.Exit(130) from None
+            sys.stdout.flush()
+            os._exit(130)  # everything is unwound by now; tearing torch down would take a second more
         except (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
             if os.environ.get("INVFAST_TRACEBACK"):
                 raise
