@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import adapters, arguments, images, methods, provenance
-from invfast.adapters import Adapter, Condition
+from invfast.adapters import Adapter, Condition, Prompts
 from invfast.arguments import Text
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Inversion, Stats
@@ -118,7 +118,8 @@ def invert(
     with model.session():
         x = model.encode(image, height, width)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        condition = model.condition(len(x), *texts, prompt_embeds, negative_prompt_embeds, guidance_scale)
+        prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
+        condition = model.condition(len(x), prompts, guidance_scale)
         problem = _problem(model, grid, guidance_scale, generator, len(x))
         stepper = chosen.inverter(problem)
         record = provenance.record(pipe, grid, chosen, condition)
@@ -195,9 +196,8 @@ def reconstruct(
     kept = {name: value.to(model.device, model.latent_dtype) for name, value in kept.items()}
     batch = len(inversion.latents)
     with model.session():
-        condition = model.condition(
-            batch, inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds, scale
-        )
+        prompts = Prompts(inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds)
+        condition = model.condition(batch, prompts, scale)
         for difference in provenance.differences(inversion.provenance, pipe, condition):
             warnings.warn(f"{difference} not what the inversion was made with", stacklevel=2)
         stepper = inversion.method.sampler(_problem(model, grid, scale, None, batch), inversion.node)

@@ -11,7 +11,7 @@ from tiny import QUICK, SD, stable_diffusion
 from toy import distance, grid
 
 from invfast import Inversion, demo, invert, methods, metrics, reconstruct
-from invfast.adapters import StableDiffusion
+from invfast.adapters import Prompts, StableDiffusion
 from invfast.methods import DDIM, EasyInv, FixedPoint, ForwardStart
 from invfast.reference import ddim, fixed_point
 
@@ -42,7 +42,7 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
         assert inv.latents.dtype == torch.float64
         assert distance(inv.init_latents, x0) == 0
         for j, prompt in enumerate(prompts):
-            condition, _ = adapter.condition(1, [prompt], None, None, None, 1.0)
+            condition, _ = adapter.condition(1, Prompts([prompt]), 1.0)
             predict = adapter.predictor(x0[:1], condition, None)
             with torch.inference_mode():
                 wanted = twin(

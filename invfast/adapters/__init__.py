@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from invfast.adapters.base import Adapter, Condition
+from invfast.adapters.base import Adapter, Condition, Prompts
 from invfast.adapters.stable_diffusion import StableDiffusion
 from invfast.adapters.unconditional import Unconditional
 
@@ -26,4 +26,4 @@ def resolve(pipe: Any) -> type[Adapter]:
     )
 
 
-__all__ = ["ADAPTERS", "Adapter", "Condition", "StableDiffusion", "Unconditional", "resolve"]
+__all__ = ["ADAPTERS", "Adapter", "Condition", "Prompts", "StableDiffusion", "Unconditional", "resolve"]

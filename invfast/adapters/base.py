@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,16 @@ _MISSING = object()
 
 Condition = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]
 """The network's static inputs by name, (B, ...) each, and the unconditional ones under guidance."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the images show: texts, one an image, or embeddings (1 or B, tokens, width) in their place."""
+
+    texts: list[str] | None = None
+    negative: list[str] | None = None
+    embeds: torch.Tensor | None = None
+    negative_embeds: torch.Tensor | None = None
 
 
 class Adapter(ABC):
@@ -57,19 +68,8 @@ class Adapter(ABC):
         """(B, 3, H, W) pixels in [0, 1], float32."""
 
     @abstractmethod
-    def condition(
-        self,
-        batch: int,
-        prompt: list[str] | None,
-        negative_prompt: list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        guidance_scale: float,
-    ) -> Condition:
-        """The network's static inputs for `batch` images, and the unconditional ones under guidance.
-
-        Texts are one an image; embeddings (1 or B, tokens, width) replace them.
-        """
+    def condition(self, batch: int, prompts: Prompts, guidance_scale: float) -> Condition:
+        """The network's static inputs for `batch` images, and the unconditional ones under guidance."""
 
     @abstractmethod
     def guidance(self, scale: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from invfast import images
-from invfast.adapters.base import Adapter, Condition, check_finite
+from invfast.adapters.base import Adapter, Condition, Prompts, check_finite
 from invfast.adapters.clone import is_managed, private
 
 
@@ -59,30 +59,17 @@ class StableDiffusion(Adapter):
         return scale if scale > 1 and not distilled else 1.0
 
     @torch.inference_mode()
-    def condition(
-        self,
-        batch: int,
-        prompt: list[str] | None,
-        negative_prompt: list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        guidance_scale: float,
-    ) -> Condition:
-        """The network's static inputs for `batch` images, and the unconditional ones under guidance.
-
-        Texts are one an image; embeddings (1 or B, tokens, width) replace them.
-        """
-        static = {"encoder_hidden_states": self._embed(batch, prompt, prompt_embeds, "prompt_embeds")}
+    def condition(self, batch: int, prompts: Prompts, guidance_scale: float) -> Condition:
+        static = {"encoder_hidden_states": self._embed(batch, prompts.texts, prompts.embeds, "prompt_embeds")}
         width = self.pipe.unet.config.time_cond_proj_dim
         if width is not None:
             scale = torch.tensor(guidance_scale - 1, device=self.device).repeat(batch)
             static["timestep_cond"] = self.pipe.get_guidance_scale_embedding(scale, embedding_dim=width)
         if self.guidance(guidance_scale) <= 1:
             return static, None
-        texts = [""] * batch if negative_prompt is None else negative_prompt
-        return static, {
-            "encoder_hidden_states": self._embed(batch, texts, negative_prompt_embeds, "negative_prompt_embeds")
-        }
+        texts = [""] * batch if prompts.negative is None else prompts.negative
+        embeds = self._embed(batch, texts, prompts.negative_embeds, "negative_prompt_embeds")
+        return static, {"encoder_hidden_states": embeds}
 
     def _embed(self, batch: int, texts: list[str] | None, embeds: torch.Tensor | None, name: str) -> torch.Tensor:
         """(B, tokens, width); equal texts are encoded once."""

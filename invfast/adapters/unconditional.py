@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from invfast import images
-from invfast.adapters.base import Adapter, Condition
+from invfast.adapters.base import Adapter, Condition, Prompts
 
 
 class Unconditional(Adapter):
@@ -41,22 +41,14 @@ class Unconditional(Adapter):
     def guidance(self, scale: float) -> float:
         return 1.0
 
-    def condition(
-        self,
-        batch: int,
-        prompt: list[str] | None,
-        negative_prompt: list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        guidance_scale: float,
-    ) -> Condition:
+    def condition(self, batch: int, prompts: Prompts, guidance_scale: float) -> Condition:
         """Nothing.
 
         Raises:
             ValueError: a prompt, embeddings or guidance, which this pipeline cannot follow.
         """
-        embeds = prompt_embeds is not None or negative_prompt_embeds is not None
-        if embeds or any(prompt or ()) or any(negative_prompt or ()) or guidance_scale > 1:
+        embeds = prompts.embeds is not None or prompts.negative_embeds is not None
+        if embeds or any(prompts.texts or ()) or any(prompts.negative or ()) or guidance_scale > 1:
             raise ValueError(
                 f"{type(self.pipe).__name__} is unconditional: pass no prompt, no embeddings and guidance_scale=1"
             )
