@@ -5,16 +5,13 @@ Exit codes: 0 done, 1 it could not be done (the message says why), 2 the command
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
-import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +30,8 @@ err = Console(stderr=True)
 Images = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.", show_default=False)]
 Model = Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or a hub id. (default: the bundled model)")]
 Steps = Annotated[int, typer.Option(help="Steps of the grid.")]
-Prompt = Annotated[str, typer.Option(help="What the images show, as the model would be told.")]
+Prompts = Annotated[list[str], typer.Option("--prompt", help="What the images show; once for all, or once an image.")]
+Size = Annotated[int | None, typer.Option(help="Side to resize to, in pixels. (default: the images' own)")]
 Guidance = Annotated[float, typer.Option(help="Guidance scale; inversion wants 1.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64. (default: the model's)")]
 Seed = Annotated[int, typer.Option(help="For methods that draw noise.")]
@@ -77,8 +75,10 @@ def invert(
         str, typer.Option(help="ddim, warm_start, anderson, ... (`invfast doctor` lists them).")
     ] = "ddim",
     steps: Steps = 50,
-    prompt: Prompt = "",
+    prompt: Prompts = ("",),
     guidance: Guidance = 1.0,
+    size: Size = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images run at once, as far as they share a size.")] = 1,
     dtype: Dtype = None,
     seed: Seed = 0,
     device: Device = None,
@@ -92,38 +92,31 @@ def invert(
     from invfast.images import load
 
     targets = _targets(images, output)
-    pictures = [load(path) for path in images]  # a bad file is known before the model is loaded
+    prompts = _prompts(prompt, images)
+    sizes = [load(path).size for path in images]  # bad files are known before the model is loaded
     pipe = _load(model, device)
     rows = []
     output.mkdir(parents=True, exist_ok=True)
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task("inverting", total=len(images))
-        for path, picture, target in zip(images, pictures, targets, strict=True):
+        for run in _batches(sizes if size is None else [(size, size)] * len(sizes), batch):
             inversion = invfast.invert(
                 pipe,
-                picture,
-                prompt,
+                [load(path) for path in images[run]],
+                prompts[run],
                 method=method,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
+                height=size,
+                width=size,
                 dtype=dtype,
-                generator=torch.Generator().manual_seed(seed),
+                generator=[torch.Generator().manual_seed(seed) for _ in images[run]],
                 runtime=runtime,
             )
-            inversion.save(target)
-            stats = inversion.stats
-            rows.append(
-                {
-                    "image": str(path),
-                    "file": str(target),
-                    "latents": list(inversion.latents.shape[1:]),
-                    "evaluations": stats.evaluations[0],
-                    "seconds": round(stats.seconds, 3),
-                    "runtime": stats.runtime,
-                    "dtype": str(stats.dtype).removeprefix("torch."),
-                }
-            )
-            progress.advance(task)
+            for j, path, target in zip(range(len(inversion)), images[run], targets[run], strict=True):
+                inversion[j].save(target)
+                rows.append(_row(path, target, inversion[j]))
+            progress.advance(task, len(inversion))
     _result({"command": "invert", "inversions": rows}, [row["file"] for row in rows], as_json)
 
 
@@ -155,8 +148,8 @@ def compare(
     model: Model = "",
     methods: Annotated[str, typer.Option(help="Names, comma-separated.")] = "ddim,easyinv,warm_start,anderson",
     steps: Steps = 50,
-    prompt: Prompt = "",
-    size: Annotated[int | None, typer.Option(help="Side to resize to, in pixels. (default: the images' own)")] = None,
+    prompt: Prompts = ("",),
+    size: Size = None,
     dtype: Dtype = None,
     device: Device = None,
     runtime: Runtime = "auto",
@@ -168,11 +161,12 @@ def compare(
     from invfast.images import load
 
     chosen = {name: known.resolve(name) for name in methods.split(",")}
+    prompts = _prompts(prompt, images)
     pictures = [load(path) for path in images]
     found = run(
         _load(model, device),
         pictures,
-        [prompt] * len(pictures),
+        prompts,
         chosen,
         names=[path.stem for path in images],
         console=err,
@@ -191,36 +185,44 @@ def compare(
 @command
 def doctor(as_json: Json = False) -> None:
     """What there is on this machine, and why something is not: versions, devices, runtimes, methods."""
-    import torch
+    from invfast import doctor
 
-    from invfast import methods, runtimes
-
-    names = ("invfast", "torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "torchmetrics")
-    report = {
-        "command": "doctor",
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in names},
-        "devices": {
-            "cpu": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "runtimes": {name: runtime.unavailable() or "available" for name, runtime in runtimes.RUNTIMES.items()},
-        "metrics": _importable("torchmetrics", "eval"),
-        "methods": {name: repr(method) for name, method in methods.METHODS.items()},
-    }
-    lines = [f"python {report['python']}"]
-    lines += [f"{name} {version or 'not installed'}" for name, version in report["versions"].items()]
-    lines += [f"device {name}: {what or 'none'}" for name, what in report["devices"].items()]
-    lines += [f"runtime {name}: {state}" for name, state in report["runtimes"].items()]
-    lines += [f"metrics: {report['metrics']}"]
-    lines += [f"method {name}: {what}" for name, what in report["methods"].items()]
-    _result(report, lines, as_json)
+    found = doctor.report()
+    _result({"command": "doctor", **found}, doctor.lines(found), as_json)
 
 
 def main() -> None:
     """The console script."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     app()
+
+
+def _row(path: Path, target: Path, inversion: Any) -> dict[str, Any]:
+    stats = inversion.stats
+    return {
+        "image": str(path),
+        "file": str(target),
+        "latents": list(inversion.latents.shape[1:]),
+        "evaluations": stats.evaluations[0],
+        "seconds": round(stats.seconds, 3),
+        "runtime": stats.runtime,
+        "dtype": str(stats.dtype).removeprefix("torch."),
+    }
+
+
+def _prompts(given: Sequence[str], images: list[Path]) -> list[str]:
+    if len(given) not in (1, len(images)):
+        raise ValueError(f"{len(given)} prompts for {len(images)} images; give one for all, or one an image")
+    return list(given) * (len(images) if len(given) == 1 else 1)
+
+
+def _batches(sizes: list[tuple[int, int]], batch: int) -> Iterator[slice]:
+    """Runs of neighbours of one size, at most `batch` long."""
+    start = 0
+    for end in range(1, len(sizes) + 1):
+        if end == len(sizes) or sizes[end] != sizes[start] or end - start == batch:
+            yield slice(start, end)
+            start = end
 
 
 def _targets(images: list[Path], output: Path) -> list[Path]:
@@ -267,18 +269,3 @@ def _save_picture(picture: Any, path: Path) -> None:
 
 def _result(report: dict[str, Any], lines: list[str], as_json: bool) -> None:
     print(json.dumps(report) if as_json else "\n".join(lines))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _importable(name: str, extra: str) -> str:
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        return f'unavailable: {error} (pip install "invfast[{extra}]")'
-    return "available"

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,10 @@ class Inversion:
         stats: how the run went.
         trajectory: (node + 1, B, C, h, w) on the CPU, x_0 first, where it was asked for. With ForwardStart(K) it begins
             at the latent after the jump.
-        provenance: names, versions and digests, plain values.
+        provenance: names, versions and digests, plain values; a list has one an image.
+
+    `len(inversion)` is the number of images; `inversion[2]` and `inversion[:4]` are inversions of some of them, which
+    `reconstruct` and `save` take like the whole.
     """
 
     latents: torch.Tensor
@@ -85,6 +88,28 @@ class Inversion:
     stats: Stats
     trajectory: torch.Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int | slice) -> Inversion:
+        """The inversion of some of the images; its tensors are views. Times and counts of samples stay the batch's."""
+        if not isinstance(index, slice):
+            j = range(len(self))[index]  # also makes a negative one positive, and raises IndexError
+            index = slice(j, j + 1)
+        stats = self.stats
+        residual = None if stats.residual is None else stats.residual[:, index]
+        return replace(
+            self,
+            latents=self.latents[index],
+            init_latents=self.init_latents[index],
+            state={name: value[index] for name, value in self.state.items()},
+            prompt=None if self.prompt is None else self.prompt[index],
+            negative_prompt=None if self.negative_prompt is None else self.negative_prompt[index],
+            stats=replace(stats, evaluations=stats.evaluations[index], residual=residual),
+            trajectory=None if self.trajectory is None else self.trajectory[:, index],
+            provenance={k: v[index] if isinstance(v, list) else v for k, v in self.provenance.items()},
+        )
 
     def to_tuple(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(latents, init_latents), what `return_dict=False` returns."""

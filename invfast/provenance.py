@@ -48,14 +48,14 @@ def differences(made_with: Mapping[str, Any], pipe: Any, condition: Condition) -
             yield MEANING[name]
 
 
-def _digests(pipe: Any, condition: Condition) -> dict[str, str | None]:
+def _digests(pipe: Any, condition: Condition) -> dict[str, str | list[str] | None]:
     positive, negative = condition
     return {
         "betas": _tensor_digest(getattr(pipe.scheduler, "alphas_cumprod", None)),
         "weights": weights_digest(pipe.unet),
         "vae": weights_digest(pipe.vae) if hasattr(pipe, "vae") else None,
-        "prompt_embeds": _tensor_digest(positive.get(EMBEDS)),
-        "negative_prompt_embeds": _tensor_digest((negative or {}).get(EMBEDS)),
+        "prompt_embeds": _row_digests(positive.get(EMBEDS)),
+        "negative_prompt_embeds": _row_digests((negative or {}).get(EMBEDS)),
     }
 
 
@@ -86,6 +86,11 @@ def _tensor_digest(value: Any) -> str | None:
         return None
     value = value.detach().to("cpu", torch.float64).contiguous()
     return hashlib.sha256(f"{tuple(value.shape)}".encode() + value.numpy().tobytes()).hexdigest()
+
+
+def _row_digests(rows: torch.Tensor | None) -> list[str] | None:
+    """One digest an image."""
+    return None if rows is None else [_tensor_digest(row) for row in rows]
 
 
 def _place(condition: Condition) -> str | None:

@@ -1,19 +1,28 @@
 """The command line as a user runs it: processes, exit codes, streams."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
+import zlib
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import save_file
+from tiny import SD, stable_diffusion
+from toy import distance
 from typer.testing import CliRunner
 
-from invfast import Inversion, demo
+from invfast import Inversion, demo, invert, reconstruct
 from invfast.cli import app
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "cli.schema.json").read_text())
@@ -42,6 +51,35 @@ def test_invert_and_reconstruct(tmp_path):
     assert Inversion.load(tmp_path / "noise" / "peach.safetensors").prompt == ["noto peach"]
     report = result(invfast("reconstruct", "noise/peach.safetensors", "-o", "new/peach.png", "--json", cwd=tmp_path))
     assert Image.open(tmp_path / report["image"]).size == (64, 64)
+
+
+def test_a_folder_of_images_in_batches(tmp_path):
+    """Batches of one size, a prompt each, from a pipeline in a folder: each file equals its image alone."""
+    stable_diffusion().save_pretrained(tmp_path / "model")
+    names = ["peach", "house", "tulip"]
+    for name, side in zip(names, (64, 64, 40), strict=True):
+        demo.load_images()[name].image.resize((side, side)).save(tmp_path / f"{name}.png")
+    files = [f"{name}.png" for name in names]
+    prompts = [f"--prompt=noto {name}" for name in names]
+    args = ("--model", "model", "--steps", 4, "--batch", 2, "--json")
+    report = result(invfast("invert", *files, *prompts, "-o", "noise", *args, cwd=tmp_path))
+    assert [row["latents"] for row in report["inversions"]] == [[4, 8, 8], [4, 8, 8], [4, 5, 5]]
+    for name in names:
+        found = Inversion.load(tmp_path / "noise" / f"{name}.safetensors")
+        pipe = stable_diffusion()
+        alone = invert(pipe, tmp_path / f"{name}.png", f"noto {name}", num_inference_steps=4)
+        assert distance(found.latents, alone.latents) < 1e-5
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # one image of a batch was made with what it is rebuilt with
+            reconstruct(pipe, found)
+
+
+def test_an_unknown_hub_id_offline(tmp_path):
+    done = invfast("invert", PEACH, "-o", "noise", "--model", "nobody/nothing", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "nobody/nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "noise").exists()
 
 
 def test_compare(tmp_path):
@@ -80,7 +118,20 @@ def files(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(Path(PEACH).read_bytes()[:2000])
     (tmp_path / "cut.safetensors").write_bytes(b"12345678")
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    (tmp_path / "zero.png").write_bytes(bomb(0, 1))
+    save_file({"latents": torch.zeros(1, 4, 16, 16)}, tmp_path / "foreign.safetensors")
     return tmp_path
+
+
+def bomb(width=1_000_000, height=1_000_000):
+    """A PNG of a hundred bytes that claims this many pixels."""
+
+    def chunk(kind, content):
+        return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +141,15 @@ def files(tmp_path):
         (["invert", "empty.png", "-o", "."], 1, "is not one of PNG, JPEG, WEBP"),
         (["invert", "text.png", "-o", "."], 1, "is not one of PNG, JPEG, WEBP"),
         (["invert", "cut.png", "-o", "."], 1, "cannot be read"),
+        (["invert", "bomb.png", "-o", "."], 1, "pixels"),
+        (["invert", "zero.png", "-o", "."], 1, "image 'zero.png'"),
         (["invert", PEACH, PEACH, "-o", "."], 1, "two images share a file name"),
+        (["invert", PEACH, "-o", ".", "--prompt", "a", "--prompt", "b"], 1, "2 prompts for 1 images"),
+        (["invert", PEACH, "-o", ".", "--steps", "-3"], 1, "from 1 to 1000, got -3"),
+        (["invert", PEACH, "-o", ".", "--batch", "0"], 2, "greater than or equal to 1"),
+        (["invert", PEACH, "-o", ".", "--size", "63"], 1, "height must be a positive multiple of 4, got 63"),
+        (["invert", PEACH, "-o", ".", "--device", "warp"], 1, "warp"),
+        (["invert", "-o", "."], 2, "Missing argument"),
         (["invert", PEACH, "-o", ".", "--method", "easy-inv"], 1, "unknown method 'easy-inv'; expected one of 'ddim'"),
         (["invert", PEACH, "-o", ".", "--runtime", "warp"], 1, "unknown runtime 'warp'"),
         (["invert", PEACH, "-o", ".", "--steps", "0"], 1, "from 1 to 1000, got 0"),
@@ -101,6 +160,10 @@ def files(tmp_path):
         (["invert", PEACH], 2, "Missing option"),
         (["reconstruct", "none", "-o", "x.png"], 1, "inversion file 'none' does not exist"),
         (["reconstruct", "cut.safetensors", "-o", "x.png"], 1, "cannot be used"),
+        (["reconstruct", "foreign.safetensors", "-o", "x.png"], 1, "it is no invfast.inversion file"),
+        (["compare", "bomb.png", "-o", "x.png"], 1, "pixels"),
+        (["compare", PEACH, "-o", "x.jpg"], 1, "does not end in .png"),
+        (["compare", PEACH, "--steps", "0", "-o", "x.png"], 1, "from 1 to 1000, got 0"),
         (["compare", PEACH, "--methods", "ddim,", "-o", "x.png"], 1, "unknown method ''"),
         (["fly"], 2, "No such command"),
     ],
@@ -114,6 +177,48 @@ def test_errors(args, code, message, files, monkeypatch):
     assert message in " ".join(done.stderr.split())
     assert done.stdout == ""
     assert sorted(os.listdir(files)) == before
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (DDIMScheduler(**SD, rescale_betas_zero_snr=True, timestep_spacing="trailing"), "alpha"),
+        (FlowMatchEulerDiscreteScheduler(), "alphas_cumprod"),
+    ],
+)
+def test_pipelines_that_cannot_be_inverted(scheduler, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
+    stable_diffusion(scheduler).save_pretrained("model")
+    done = CliRunner().invoke(app, ["invert", PEACH, "-o", "noise", "--model", "model"])
+    assert done.exit_code == 1, done.output
+    assert message in done.stderr
+    assert not os.path.exists("noise") or os.listdir("noise") == []
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("make", "options", "warning"),
+    [
+        (lambda peach: peach.resize((1, 1)), [], None),
+        (lambda peach: peach.resize((37, 51)), [], None),
+        (lambda peach: peach.convert("RGBA"), [], None),
+        (lambda peach: peach.convert("P"), [], None),
+        (lambda peach: Image.fromarray(np.asarray(peach.convert("L")).astype(np.uint16) * 257), [], None),
+        (lambda peach: peach, ["--prompt", " ".join(["peach"] * 40)], "truncated"),
+        (lambda peach: peach, ["--dtype", "float16"], "float16 on a CPU is slow"),
+    ],
+)
+def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    make(peach).save("image.png")
+    done = CliRunner().invoke(app, ["invert", "image.png", "-o", ".", "--steps", "2", *options])
+    assert done.exit_code == 0, done.output
+    assert Inversion.load("image.safetensors").latents.isfinite().all()
+    said = done.stderr + caplog.text
+    assert (warning in said) if warning else ("warning" not in said)
 
 
 @pytest.mark.parametrize("command", [[], ["invert"], ["reconstruct"], ["compare"], ["doctor"]])

@@ -27,7 +27,8 @@ ALLOWED = {
     "": {"api", "inversion", "schedule"},
     "compare": {"api", "adapters", "images", "methods", "metrics"},
     "demo": {"", "schedule", "images", "compare", "methods"},
-    "cli": {"", "compare", "demo", "images", "inversion", "methods", "runtimes"},
+    "doctor": {"methods", "runtimes"},
+    "cli": {"", "compare", "demo", "doctor", "images", "inversion", "methods"},
     "reference": set(),
 }
 OPTIONAL = {

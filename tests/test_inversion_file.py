@@ -50,6 +50,24 @@ def test_round_trip_is_bit_for_bit(inversion, tmp_path, tiny):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
+def test_one_image_of_a_batch(inversion, tiny, tmp_path):
+    assert len(inversion) == 2
+    assert same(inversion[:], inversion)
+    assert same(inversion[-1], inversion[1:])
+    with pytest.raises(IndexError):
+        inversion[2]
+    cat = inversion[1]
+    assert cat.prompt == ["photo cat"]
+    assert torch.equal(cat.state["noise"], inversion.state["noise"][1:])
+    assert cat.trajectory.shape[1] == len(cat.stats.evaluations) == cat.stats.residual.shape[1] == 1
+    cat.save(tmp_path / "cat")
+    assert same(Inversion.load(tmp_path / "cat"), cat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone, both = (reconstruct(tiny, inv, output_type="latent").latents for inv in (cat, inversion))
+    assert (alone - both[1:]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_bfloat16_run_comes_back(name, tiny, peach, tmp_path):
     inv = invert(tiny, peach, method=name, num_inference_steps=4, dtype="bfloat16")

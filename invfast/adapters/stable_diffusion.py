@@ -72,14 +72,13 @@ class StableDiffusion(Adapter):
         return static, {"encoder_hidden_states": embeds}
 
     def _embed(self, batch: int, texts: list[str] | None, embeds: torch.Tensor | None, name: str) -> torch.Tensor:
-        """(B, tokens, width); equal texts are encoded once."""
+        """(B, tokens, width); each distinct text is encoded once and alone, so that no image depends on its batch."""
         if embeds is not None:
             self._check_embeds(embeds, batch, name)
-        unique = None if embeds is not None else list(dict.fromkeys(texts))
-        rows, _ = self.pipe.encode_prompt(unique, self.device, 1, False, prompt_embeds=embeds)
-        if unique is not None and len(unique) > 1:
-            return rows[[unique.index(text) for text in texts]]
-        return rows.expand(batch, *rows.shape[1:])
+            rows, _ = self.pipe.encode_prompt(None, self.device, 1, False, prompt_embeds=embeds)
+            return rows.expand(batch, *rows.shape[1:])
+        found = {text: self.pipe.encode_prompt(text, self.device, 1, False)[0] for text in dict.fromkeys(texts)}
+        return torch.cat([found[text] for text in texts])
 
     def _check_embeds(self, embeds: torch.Tensor, batch: int, name: str) -> None:
         width = self.pipe.unet.config.cross_attention_dim

@@ -1,0 +1,56 @@
+"""What there is on this machine, and why something is not."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from invfast import methods, runtimes
+
+PACKAGES = ("invfast", "torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "torchmetrics")
+
+
+def report() -> dict[str, Any]:
+    """Versions, devices, runtimes and methods as plain values; docs/cli.schema.json describes them."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "devices": {
+            "cpu": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "runtimes": {name: runtime.unavailable() or "available" for name, runtime in runtimes.RUNTIMES.items()},
+        "metrics": _importable("torchmetrics", "eval"),
+        "methods": {name: repr(method) for name, method in methods.METHODS.items()},
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """A report as text."""
+    return [
+        f"python {found['python']}",
+        *(f"{name} {version or 'not installed'}" for name, version in found["versions"].items()),
+        *(f"device {name}: {what or 'none'}" for name, what in found["devices"].items()),
+        *(f"runtime {name}: {state}" for name, state in found["runtimes"].items()),
+        f"metrics: {found['metrics']}",
+        *(f"method {name}: {what}" for name, what in found["methods"].items()),
+    ]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _importable(name: str, extra: str) -> str:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        return f'unavailable: {error} (pip install "invfast[{extra}]")'
+    return "available"

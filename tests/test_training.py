@@ -1,0 +1,130 @@
+"""Training: the data's rules, and runs that a kill does not change."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from invfast.demo import PROMPTS
+from training import batches, evaluation, models, objectives
+from training.data import HELD_OUT, Data, Emoji, Photo, base_of
+from training.loop import Recipe, train
+
+RECIPE = Recipe(steps=200, batch=4, rate=1e-3, warm_up=20, checkpoint_every=40)
+
+
+def small_data():
+    """Twelve made-up emoji and two photographs."""
+    rng = np.random.default_rng(0)
+    emoji = []
+    for j in range(12):
+        pixels = np.zeros((64, 64, 4), np.uint8)
+        pixels[8 + j : 56, 8 : 56 - 2 * j] = [*rng.integers(0, 256, 3), 255]
+        emoji.append(Emoji(pixels, f"noto shape {j}", str(j)))
+    photos = [Photo(rng.integers(0, 256, (80, 100, 3), np.uint8), f"photo {name}") for name in ("a", "b")]
+    return Data(emoji[:10], photos, emoji[10:], photos)
+
+
+def small_run(folder, kill_at=None):
+    """200 steps of a small denoiser of pixels; optionally ended by SIGKILL."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    module = models.UNet2DModel(
+        sample_size=32,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        add_attention=False,
+    )
+    loss = objectives.pixels(module, small_data(), models.scheduler().alphas_cumprod, RECIPE)
+
+    def killing(step):
+        if step == kill_at:
+            signal.raise_signal(signal.SIGKILL)
+        return loss(step)
+
+    return train(module, killing, RECIPE, folder)
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    small_run(tmp_path / "whole")
+    script = f"from test_training import *; small_run(Path({str(tmp_path / 'cut')!r}), kill_at=90)"
+    command = [sys.executable, "-c", script]
+    killed = subprocess.run(command, cwd=Path(__file__).parent, env={"PYTHONPATH": str(Path(__file__).parents[1])})
+    assert killed.returncode == -signal.SIGKILL
+    assert torch.load(tmp_path / "cut/checkpoint.pt")["step"] == 80
+    small_run(tmp_path / "cut")
+    for name in ("checkpoint.pt", "early.pt"):
+        whole, cut = (torch.load(tmp_path / run / name) for run in ("whole", "cut"))
+        assert whole["step"] == cut["step"]
+        for key, value in whole["average"].items():
+            assert torch.equal(value, cut["average"][key]), key
+    logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    rows = [json.loads(line) for line in logs[0].splitlines()]
+    assert [row["step"] for row in rows] == list(range(200))
+    assert np.mean([row["loss"] for row in rows[-20:]]) < 0.8 * np.mean([row["loss"] for row in rows[:20]])
+
+
+def test_a_folder_keeps_its_recipe(tmp_path):
+    module = torch.nn.Linear(1, 1)
+    loss = lambda step: (module(torch.ones(1)).square().sum(), {})  # noqa: E731
+    train(module, loss, Recipe(10, 1, 0.1), tmp_path)
+    with pytest.raises(ValueError, match="of another recipe"):
+        train(module, loss, Recipe(11, 1, 0.1), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match="nan at step 0"):
+        train(module, lambda step: (module(torch.ones(1)).sum() * torch.nan, {}), Recipe(10, 1, 0.1), tmp_path)
+
+
+def test_batches_are_a_function_of_their_seed():
+    data = small_data()
+    first, words = batches.draw(data, np.random.default_rng((0, 5)), 32)
+    again, _ = batches.draw(data, np.random.default_rng((0, 5)), 32)
+    assert torch.equal(first, again)
+    assert first.shape == (32, 3, 64, 64)
+    assert first.min() >= -1
+    assert first.max() <= 1
+    assert 2 <= sum(word.startswith("photo") for word in words) <= 16
+    white = (first[:, :, 0, 0] == 1).all(1)
+    assert 8 <= white.sum() <= 28
+
+
+def test_bases_join_what_differs_by_vendor_gender_and_skin():
+    assert base_of("1F3C3-200D-2640-FE0F") == "1F3C3"
+    assert base_of("1F468-200D-1F373") == base_of("1F469-200D-1F373") == "1F9D1-1F373"
+    assert base_of("1F44B-1F3FD") == "1F44B"
+    assert base_of("1F3F3-FE0F") == "1F3F3"
+
+
+def test_held_out_emoji_are_no_samples():
+    lines = [line.split(" ", 1) for line in HELD_OUT.read_text().splitlines()]
+    assert len(lines) == len({base for base, _ in lines}) == 146
+    samples = {prompt.split(" ", 1)[1] for prompt in PROMPTS.values()}
+    assert not samples & {name for _, name in lines}
+
+
+def test_tokens_are_the_captions_words():
+    tokenizer = models.tokenizer(["noto peach", "twemoji slice of pizza"])
+    ids = tokenizer(["noto pizza", ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert ids.shape == (2, 12)
+    assert tokenizer.convert_ids_to_tokens(ids[0])[:5] == ["<bos>", "noto", "pizza", "<eos>", "<pad>"]
+    assert tokenizer.convert_ids_to_tokens(ids[1])[:3] == ["<bos>", "<eos>", "<pad>"]
+
+
+def test_outlines_do_not_depend_on_size_place_and_ground():
+    item = small_data().emoji[0]
+    small = batches.place(item, 64, 40, 3, 20, (0, 90, 200))
+    error = np.abs(evaluation.outline(small) - evaluation.outline(batches.centred(item))).mean()
+    assert error < 0.05
+    assert (evaluation.outline(np.full((64, 64, 3), 90, np.uint8)) == 1).all()

@@ -1,0 +1,109 @@
+"""python -m training COMMAND: data, vae, unet, pixel, export, eval; each goes on where it left off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import DDPMScheduler
+from safetensors.torch import load_file, save
+
+from invfast import demo
+from invfast.inversion import write_atomically
+from training import data as training_data
+from training import evaluation, models, objectives, sheets
+from training import export as export_
+from training.loop import Recipe, averaged, console, train
+
+RUNS = Path(__file__).with_name("runs")
+# Steps times batch is what an evening of one or two cores can do.
+VAE = Recipe(steps=6000, batch=16, rate=7e-4)
+POOL = 40_960
+UNET = Recipe(steps=6000, batch=64, rate=6e-4, decay=0.9995)
+PIXEL = Recipe(steps=4000, batch=32, rate=5e-4, decay=0.9995)
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+Runs = Annotated[Path, typer.Option(help="Folder of downloads, checkpoints, logs and sample sheets.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; the same number gives the same bits.")]
+
+
+@app.command()
+def data(runs: Runs = RUNS) -> None:
+    """Fetch the packages and say what is in them."""
+    found = training_data.fetch(runs / "data")
+    console.print(f"{len(found.emoji)} emoji and {len(found.photos)} photographs to train on, ", end="")
+    console.print(f"{len(found.held_emoji)} and {len(found.held_photos)} held out; SHA-256 {found.digest()}")
+
+
+@app.command()
+def vae(runs: Runs = RUNS, threads: Threads = 1) -> None:
+    """Train the autoencoder."""
+    found = _start(runs, threads)
+    model = models.vae()
+    loss = objectives.autoencoder(model, found, VAE)
+    train(model, loss, VAE, runs / "vae", sheet=sheets.round_trip(found, runs / "vae"))
+
+
+@app.command()
+def unet(runs: Runs = RUNS, threads: Threads = 1) -> None:
+    """Train the UNet and the text encoder on the trained autoencoder's latents."""
+    found = _start(runs, threads)
+    folder = runs / "unet"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = models.tokenizer(found.captions)
+    vae = models.vae()
+    averaged(runs / "vae", vae)
+    vae.register_to_config(scaling_factor=export_.scaling_factor(vae, found))
+    pool = folder / "pool.safetensors"
+    if not pool.exists():
+        made = objectives.latent_pool(vae, vae.config.scaling_factor, found, tokenizer, POOL, UNET.seed)
+        write_atomically(pool, save(made))
+    denoiser = models.Denoiser(len(tokenizer))
+    loss = objectives.denoising(denoiser, load_file(pool), _alphas(), UNET)
+    pipe = export_.pipeline(vae, tokenizer, denoiser)
+    train(denoiser, loss, UNET, folder, sheet=sheets.prompts(pipe, folder))
+
+
+@app.command()
+def pixel(runs: Runs = RUNS, threads: Threads = 1) -> None:
+    """Train the unconditional network of 32 px emoji."""
+    found = _start(runs, threads)
+    model = models.pixel_unet()
+    loss = objectives.pixels(model, found, _alphas(), PIXEL)
+    train(model, loss, PIXEL, runs / "pixel", sheet=sheets.emoji(runs / "pixel"))
+
+
+@app.command()
+def export(
+    runs: Runs = RUNS,
+    output: Annotated[Path, typer.Option(help="Folder that takes emoji64, emoji64-early and emoji32.")] = demo.ROOT,
+) -> None:
+    """Write the trained networks as diffusers pipelines in float16, with their model card."""
+    export_.write(runs, output, training_data.fetch(runs / "data"))
+
+
+@app.command(name="eval")
+def evaluate_(
+    pipelines: Annotated[list[Path], typer.Argument(help="Folders of pipelines to compare.")],
+    runs: Runs = RUNS,
+    threads: Threads = 2,
+    captions: Annotated[int, typer.Option(help="How many captions to generate.")] = 200,
+) -> None:
+    """One table for any weights: round trip, noise prediction, and whether pictures are what their caption says."""
+    found = _start(runs, threads)
+    evaluation.table(pipelines, found, captions)
+
+
+def _start(runs: Path, threads: int) -> training_data.Data:
+    torch.set_num_threads(threads)
+    return training_data.fetch(runs / "data")
+
+
+def _alphas() -> torch.Tensor:
+    return DDPMScheduler(**models.SCHEDULE).alphas_cumprod
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,90 @@
+"""Trained networks as the folders that are bundled: diffusers pipelines in float16, and a model card."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from training import models
+from training.batches import draw
+from training.data import Data
+from training.loop import averaged
+
+CARD = Path(__file__).with_name("card.md")
+
+
+@torch.inference_mode()
+def scaling_factor(vae: AutoencoderKL, data: Data) -> float:
+    """1 / std of the posterior means of 512 training pictures: latents of unit variance."""
+    pictures, _ = draw(data, np.random.default_rng(1), 512)
+    return 1 / vae.encode(pictures).latent_dist.mean.std().item()
+
+
+def pipeline(vae: AutoencoderKL, tokenizer, denoiser: models.Denoiser) -> StableDiffusionPipeline:
+    """The networks as one text-to-image pipeline."""
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=denoiser.text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser.unet,
+        scheduler=models.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def write(runs: Path, output: Path, data: Data) -> None:
+    """emoji64, emoji64-early (UNet and text encoder at a tenth of the steps) and emoji32 under `output`."""
+    facts = {"digest": data.digest(), "commit": _commit()}
+    vae, tokenizer = models.vae(), models.tokenizer(data.captions)
+    facts |= _facts("vae", averaged(runs / "vae", vae))
+    vae.register_to_config(scaling_factor=scaling_factor(vae, data))
+    denoiser = models.Denoiser(len(tokenizer))
+    early = copy.deepcopy(denoiser)
+    facts |= _facts("unet", averaged(runs / "unet", denoiser))
+    _save(pipeline(vae, tokenizer, denoiser), output / "emoji64")
+    facts |= _facts("early", averaged(runs / "unet", early, "early.pt"))
+    for name, network in (("unet", early.unet), ("text_encoder", early.text_encoder)):
+        network.half().save_pretrained(output / "emoji64-early" / name)
+    _readable_by_all(output / "emoji64-early")
+    pixel = models.pixel_unet()
+    facts |= _facts("pixel", averaged(runs / "pixel", pixel))
+    DDPMPipeline(pixel.half(), DDPMScheduler(**models.SCHEDULE, clip_sample=False)).save_pretrained(output / "emoji32")
+    (output / "emoji64" / "README.md").write_text(Template(CARD.read_text()).substitute(facts))
+
+
+def _save(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    pipe.to(torch.float16).save_pretrained(folder)
+    _readable_by_all(folder)
+
+
+def _readable_by_all(folder: Path) -> None:
+    """Names of weights and classes that transformers 4 knows too; it would start from random weights without a word."""
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    save_file(
+        {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()},
+        path,
+        {"format": "pt"},
+    )
+    for path in (folder / "tokenizer" / "tokenizer_config.json", folder / "model_index.json"):
+        if path.exists():
+            path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+
+
+def _facts(name: str, run: dict[str, float]) -> dict[str, str]:
+    return {f"{name}_steps": f"{run['steps']:,}", f"{name}_hours": f"{run['seconds'] / 3600:.1f}"}
+
+
+def _commit() -> str:
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,113 @@
+"""What each network is trained to do: step -> loss. All randomness is a function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from rich.progress import track
+
+from training.batches import draw
+from training.data import Data
+from training.loop import Recipe, console
+
+Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
+KL_WEIGHT = 0.01
+TIMES = 1000
+DROPOUT = 0.1  # of captions, for classifier-free guidance
+
+
+def streams(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The two sources of randomness of a step."""
+    return np.random.default_rng((seed, step)), torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def autoencoder(vae: AutoencoderKL, data: Data, recipe: Recipe) -> Loss:
+    """Mean log squared error of each picture, which is what PSNR averages, plus edges, plus a little KL."""
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng, generator = streams(recipe.seed, step)
+        pictures, _ = draw(data, rng, recipe.batch)
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(pictures).latent_dist
+        rebuilt = vae.decode(posterior.sample(generator)).sample
+        error = (rebuilt - pictures).square().mean((1, 2, 3))
+        edges = sum((torch.diff(rebuilt, dim=d) - torch.diff(pictures, dim=d)).abs().mean() for d in (2, 3))
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        psnr = -10 * torch.log10(error.detach() / 4 + 1e-10).mean()
+        loss = torch.log(error + 1e-4).mean() + 2 * edges + KL_WEIGHT * kl
+        return loss, {"psnr": psnr.item(), "kl": kl.item()}
+
+    return loss_of
+
+
+@torch.inference_mode()
+def latent_pool(vae: AutoencoderKL, scaling: float, data: Data, tokenizer, count: int, seed: int) -> dict:
+    """What `denoising` draws from: scaled posteriors of `count` pictures, float16, with their captions' tokens."""
+    means, stds, captions = [], [], []
+    for start in track(range(0, count, 64), description="encoding the pool", console=console, transient=True):
+        pictures, words = draw(data, np.random.default_rng((seed, start)), 64)
+        posterior = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
+        means.append((posterior.mean * scaling).half())
+        stds.append((posterior.std * scaling).half())
+        captions += words
+    tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return {
+        "mean": torch.cat(means),
+        "std": torch.cat(stds),
+        "tokens": tokens[:-1].clone(),
+        "empty": tokens[-1].clone(),
+    }
+
+
+def denoising(denoiser: torch.nn.Module, pool: dict[str, torch.Tensor], alphas: torch.Tensor, recipe: Recipe) -> Loss:
+    """Mean squared error of the predicted noise, on latents drawn from a pool made beforehand.
+
+    Args:
+        denoiser: (latents, times, tokens) -> noise.
+        pool: "mean" and "std" (m, 4, 16, 16) of the scaled posteriors, "tokens" (m, 12), "empty" (12,).
+        alphas: alphas_cumprod, (1000,).
+        recipe: of the run.
+    """
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng, generator = streams(recipe.seed, step)
+        chosen = torch.from_numpy(rng.integers(len(pool["mean"]), size=recipe.batch))
+        mean, std = pool["mean"][chosen].float(), pool["std"][chosen].float()
+        latents = mean + std * torch.randn(mean.shape, generator=generator)
+        dropped = torch.from_numpy(rng.random(recipe.batch) < DROPOUT)
+        tokens = torch.where(dropped[:, None], pool["empty"], pool["tokens"][chosen])
+        return noise_loss(lambda x, t: denoiser(x, t, tokens), latents, alphas, rng, generator)
+
+    return loss_of
+
+
+def pixels(unet: torch.nn.Module, data: Data, alphas: torch.Tensor, recipe: Recipe) -> Loss:
+    """Mean squared error of the predicted noise on 32 px emoji."""
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng, generator = streams(recipe.seed, step)
+        pictures, _ = draw(data, rng, recipe.batch, side=32, photos=False)
+        return noise_loss(lambda x, t: unet(x, t).sample, pictures, alphas, rng, generator)
+
+    return loss_of
+
+
+def noise_loss(
+    network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    clean: torch.Tensor,
+    alphas: torch.Tensor,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """E |noise - network(x_t, t)|^2 with one t from each of n equal slices of time, which steadies the gradient."""
+    count = len(clean)
+    times = torch.from_numpy(((np.arange(count) + rng.random(count)) / count * TIMES).astype(np.int64))
+    noise = torch.randn(clean.shape, generator=generator)
+    alpha = alphas[times].view(-1, 1, 1, 1)
+    noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    loss = F.mse_loss(network(noisy, times), noise)
+    return loss, {}
