@@ -24,6 +24,8 @@ from invfast.methods import Method
 from invfast.schedule import Schedule
 
 FORMAT, SCHEMA = "invfast.inversion", 1
+PER_IMAGE = ("prompt_embeds", "negative_prompt_embeds")
+"""Provenance that has one entry an image."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Inversion:
         stats: how the run went.
         trajectory: (node + 1, B, C, h, w) on the CPU, x_0 first, where it was asked for. With ForwardStart(K) it begins
             at the latent after the jump.
-        provenance: names, versions and digests, plain values; a list has one an image.
+        provenance: names, versions and digests, plain values.
 
     `len(inversion)` is the number of images; `inversion[2]` and `inversion[:4]` are inversions of some of them, which
     `reconstruct` and `save` take like the whole.
@@ -108,7 +110,7 @@ class Inversion:
             negative_prompt=None if self.negative_prompt is None else self.negative_prompt[index],
             stats=replace(stats, evaluations=stats.evaluations[index], residual=residual),
             trajectory=None if self.trajectory is None else self.trajectory[:, index],
-            provenance={k: v[index] if isinstance(v, list) else v for k, v in self.provenance.items()},
+            provenance={k: v[index] if k in PER_IMAGE and v else v for k, v in self.provenance.items()},
         )
 
     def to_tuple(self) -> tuple[torch.Tensor, torch.Tensor]:
