@@ -2,6 +2,7 @@
 
 from invfast.api import Reconstruction, invert, reconstruct
 from invfast.inversion import Inversion
+from invfast.preparation import prepare
 from invfast.schedule import Schedule
 
-__all__ = ["Inversion", "Reconstruction", "Schedule", "invert", "reconstruct"]
+__all__ = ["Inversion", "Reconstruction", "Schedule", "invert", "prepare", "reconstruct"]

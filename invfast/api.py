@@ -122,7 +122,7 @@ def invert(
         condition = model.condition(len(x), prompts, guidance_scale)
         problem = _problem(model, grid, guidance_scale, generator, len(x))
         stepper = chosen.inverter(problem)
-        record = provenance.record(pipe, grid, chosen, condition)
+        record = provenance.record(model, grid, chosen, condition)
         hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
         run, stats = _run(model, stepper, {"latents": x}, condition, grid, hooks)
     node = stepper.steps.start + run.steps_taken
@@ -198,7 +198,7 @@ def reconstruct(
     with model.session():
         prompts = Prompts(inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(batch, prompts, scale)
-        for difference in provenance.differences(inversion.provenance, pipe, condition):
+        for difference in provenance.differences(inversion.provenance, model, condition):
             warnings.warn(f"{difference} not what the inversion was made with", stacklevel=2)
         stepper = inversion.method.sampler(_problem(model, grid, scale, None, batch), inversion.node)
         hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
@@ -212,7 +212,7 @@ def _run(
     model: Adapter, stepper: Stepper, state: State, condition: Condition, grid: Schedule, hooks: Hooks
 ) -> tuple[Run, Stats]:
     """One pass over the grid under the pipeline's own progress bar."""
-    predict = model.predictor(state["latents"], *condition)
+    predict = model.predictor(state["latents"], grid.t[-1], condition)
     with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
 
         def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
@@ -228,6 +228,7 @@ def _run(
         seconds=run.seconds,
         residual=run.residual,
         runtime=model.runtime.name,
+        reason=model.reason,
         dtype=predict.dtype,
         device=str(model.device),
     )

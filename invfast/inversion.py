@@ -42,6 +42,7 @@ class Stats:
         dtype: what it computed in.
         device: where its weights were.
         kernels: implementation of the updates between evaluations.
+        reason: why it ran in this runtime and dtype.
     """
 
     evaluations: tuple[int, ...]
@@ -52,6 +53,7 @@ class Stats:
     dtype: torch.dtype
     device: str
     kernels: str = "reference"
+    reason: str = ""
 
 
 @dataclass
@@ -187,6 +189,7 @@ def _plain(inversion: Inversion) -> dict[str, Any]:
             "dtype": str(stats.dtype).removeprefix("torch."),
             "device": stats.device,
             "kernels": stats.kernels,
+            "reason": stats.reason,
         },
         "provenance": dict(inversion.provenance),
     }

@@ -18,6 +18,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # two spinning pools on two cores slow each other tenfold
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """One cache of exported networks for all workers of this run, away from the user's own."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "invfast-cache"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.environ["INVFAST_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def pipe():
     return demo.load_pipeline()

@@ -96,6 +96,19 @@ def test_doctor(tmp_path):
     assert "\x1b" not in invfast("doctor", cwd=tmp_path).stdout
 
 
+def test_export_and_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "cache"))
+    report = result(invfast("export", "--runtime", "openvino", "--size", 64, "--json", cwd=tmp_path))
+    assert (report["runtime"], report["dtype"]) == ("openvino", "float32")
+    (entry,) = result(invfast("cache", "ls", "--json", cwd=tmp_path))["entries"]
+    assert entry["inputs"]["class"] == "UNet2DConditionModel"
+    assert entry["key"] in CliRunner().invoke(app, ["cache", "ls"]).stdout
+    args = ("invert", PEACH, "-o", "noise", "--steps", 2, "--runtime", "openvino", "--json")
+    assert result(invfast(*args, cwd=tmp_path))["inversions"][0]["runtime"] == "openvino"
+    assert result(invfast("cache", "rm", entry["key"], "--json", cwd=tmp_path))["removed"] == [entry["key"]]
+    assert result(invfast("cache", "ls", "--json", cwd=tmp_path))["entries"] == []
+
+
 def test_ctrl_c_leaves_nothing(tmp_path):
     args = ("invert", PEACH, "-o", "noise", "--steps", "999", "--method", "anderson")
     command = [sys.executable, "-c", "from invfast.cli import main; main()", *args]
@@ -165,6 +178,10 @@ def bomb(width=1_000_000, height=1_000_000):
         (["compare", PEACH, "-o", "x.jpg"], 1, "does not end in .png"),
         (["compare", PEACH, "--steps", "0", "-o", "x.png"], 1, "from 1 to 1000, got 0"),
         (["compare", PEACH, "--methods", "ddim,", "-o", "x.png"], 1, "unknown method ''"),
+        (["cache", "rm"], 1, "or pass --all"),
+        (["cache", "rm", "nothing"], 1, "no cached network 'nothing'"),
+        (["export", "--size", "63"], 1, "height must be a positive multiple of 4, got 63"),
+        (["export", "--runtime", "openvino_gpu"], 1, "is unavailable: OpenVINO finds no GPU here"),
         (["fly"], 2, "No such command"),
     ],
 )
@@ -221,7 +238,9 @@ def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, 
     assert (warning in said) if warning else ("warning" not in said)
 
 
-@pytest.mark.parametrize("command", [[], ["invert"], ["reconstruct"], ["compare"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["invert"], ["reconstruct"], ["compare"], ["doctor"], ["export"], ["cache", "ls"], ["cache", "rm"]]
+)
 def test_help_teaches(command):
     done = CliRunner().invoke(app, [*command, "--help"])
     assert done.exit_code == 0

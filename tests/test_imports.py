@@ -19,16 +19,18 @@ ALLOWED = {
     "ops": set(),
     "methods": {"schedule", "rows", "ops"},
     "inversion": {"schedule", "methods"},
-    "provenance": {"schedule", "methods", "adapters"},
+    "digests": set(),
+    "provenance": {"schedule", "methods", "adapters", "digests"},
     "integrate": {"schedule"},
     "runtimes": set(),
-    "adapters": {"schedule", "images", "runtimes"},
+    "adapters": {"schedule", "images", "runtimes", "digests"},
     "api": {"integrate", "methods", "adapters", "inversion", "schedule", "images", "provenance", "arguments"},
-    "": {"api", "inversion", "schedule"},
+    "preparation": {"adapters"},
+    "": {"api", "inversion", "preparation", "schedule"},
     "compare": {"api", "adapters", "images", "methods", "metrics"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "runtimes"},
-    "cli": {"", "compare", "demo", "doctor", "images", "inversion", "methods"},
+    "cli": {"", "compare", "demo", "doctor", "images", "inversion", "methods", "runtimes"},
     "reference": set(),
 }
 OPTIONAL = {
@@ -43,7 +45,8 @@ OPTIONAL = {
     "skimage",
     "pytest",
 }
-PACKAGES = {"runtimes": {"torch"}, "reference": {"torch"}, "ops": {"torch"}, "methods": {"torch"}, "rows": {"torch"}}
+PACKAGES = {part: {"torch"} for part in ("reference", "ops", "methods", "rows", "digests")}
+PACKAGES["runtimes"] = {"torch", "openvino", "safetensors", "filelock", "platformdirs"}
 
 
 def imports(path):

@@ -17,6 +17,33 @@ SD = {
     "steps_offset": 1,
 }
 
+
+class SDXL(torch.nn.Module):
+    """A UNet shaped like SDXL's, its extra conditions as inputs of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            block_out_channels=(16, 32, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 2),
+            cross_attention_dim=32,
+            attention_head_dim=(2, 4, 4),
+            norm_num_groups=8,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=16 + 6 * 8,
+        )
+        self.up_blocks = self.unet.up_blocks
+
+    def forward(self, x, t, encoder_hidden_states, text_embeds, time_ids, return_dict=False):
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.unet(x, t, encoder_hidden_states, added_cond_kwargs=added, return_dict=return_dict)
+
+
 QUICK = {"num_inference_steps": 4}
 """Arguments of `invert` for tests that do not care about the grid."""
 

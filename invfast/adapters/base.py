@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from invfast import runtimes
 from invfast.adapters.clone import is_managed, own_dtype, private
 from invfast.adapters.predictor import Predictor
+from invfast.digests import network_digest, weights_digest
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 _MISSING = object()
@@ -50,9 +52,12 @@ class Adapter(ABC):
     def __init__(self, pipe: Any, runtime: str = "auto", dtype: torch.dtype | str | None = None) -> None:
         self.pipe = pipe
         self.device = torch.device(pipe._execution_device)
-        self.dtype = _network_dtype(dtype, pipe.unet, self.device)
+        asked = _network_dtype(dtype, pipe.unet, self.device)
+        parameters = sum(p.numel() for p in pipe.unet.parameters())
+        self.runtime, self.dtype, self.reason = runtimes.resolve(
+            runtime, self.device, asked, free=dtype is None, parameters=parameters, opaque=_opaque(pipe.unet)
+        )
         self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.runtime = runtimes.resolve(runtime)
 
     @staticmethod
     @abstractmethod
@@ -91,23 +96,31 @@ class Adapter(ABC):
                     setattr(self.pipe, name, value)
             self.pipe.maybe_free_model_hooks()
 
+    @cached_property
+    def weights(self) -> str | None:
+        """Digest of the network's weights; None where they are offloaded."""
+        return weights_digest(self.pipe.unet)
+
     @property
     def interrupted(self) -> bool:
         return bool(self.pipe._interrupt)
 
-    def predictor(
-        self, x: torch.Tensor, condition: dict[str, torch.Tensor], negative: dict[str, torch.Tensor] | None
-    ) -> Predictor:
-        """The network on this runtime, bound to its condition."""
-        branches = 1 if negative is None else 2
+    def predictor(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Predictor:
+        """The network on this runtime for latents like x and times like t, bound to its condition."""
+        positive, negative = condition
+        branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
         static = {
-            name: (value if negative is None else torch.cat([value, negative[name]])).to(self.dtype)
-            for name, value in condition.items()
+            name: (value if negative is None else torch.cat([value, negative[name]])).to(dtype)
+            for name, value in positive.items()
         }
-        module = private(self.pipe.unet, self.dtype, self.runtime.memory_format(self.device))
-        example = {"x": torch.cat([x] * branches).to(self.dtype), "t": torch.tensor(0, device=self.device), **static}
-        network = self.runtime.prepare(module, example, runtimes.Spec(device=self.device, dtype=self.dtype))
-        return Predictor(network, static, len(x), branches, self.dtype, self.runtime.dynamic_batch)
+        example = {"x": torch.cat([x] * branches).to(dtype), "t": t.to(self.device), **static}
+        spec = runtimes.Spec(self.device, self.dtype, lambda: network_digest(self.pipe.unet, self.weights))
+        network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
+        return Predictor(network, static, len(x), branches, self.dtype, self.runtime.dynamic_batch, dtype)
+
+    def _private_unet(self) -> torch.nn.Module:
+        dtype, layout = self.runtime.weights_dtype(self.dtype), self.runtime.memory_format(self.device)
+        return private(self.pipe.unet, dtype, layout)
 
     def latents_of(self, image: Any, height: int | None, width: int | None) -> torch.Tensor | None:
         """The image where it is already latents, (B, C, h, w) of the network's channels, checked; else None."""
@@ -123,6 +136,16 @@ class Adapter(ABC):
                 + (" with non-finite values" if x.is_floating_point() and x.numel() else "")
             )
         return x.to(self.device, self.latent_dtype)
+
+
+def _opaque(module: torch.nn.Module) -> str | None:
+    """Why a network must run as it is: an export loses hooks, and what a processor of the caller's records."""
+    if is_managed(module):
+        return f"{type(module).__name__} is offloaded, patched or compiled, and runs as it is"
+    for processor in getattr(module, "attn_processors", {}).values():
+        if not type(processor).__module__.startswith(("diffusers.", "peft.")):
+            return f"attention processor {type(processor).__name__} is the caller's own, and only Python can run it"
+    return None
 
 
 def _network_dtype(asked: torch.dtype | str | None, module: torch.nn.Module, device: torch.device) -> torch.dtype:

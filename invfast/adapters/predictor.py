@@ -17,8 +17,9 @@ class Predictor:
         static: inputs by name that stay the same over the grid, each (branches * batch, ...).
         batch: images.
         branches: 2 with classifier-free guidance, conditional rows first; both run in one batch.
-        dtype: what the network computes in; latents are cast to it.
+        dtype: what the network computes in.
         dynamic_batch: whether images that are done may be left out.
+        input_dtype: what it takes, latents are cast to it; by default `dtype`.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class Predictor:
         branches: int,
         dtype: torch.dtype,
         dynamic_batch: bool,
+        input_dtype: torch.dtype | None = None,
     ) -> None:
         self.network, self.static, self.branches = network, static, branches
         self.dtype, self.dynamic_batch = dtype, dynamic_batch
+        self.input_dtype = input_dtype or dtype
         self.evaluations = [0] * batch
         self.samples = 0
 
@@ -51,7 +54,7 @@ class Predictor:
             half = len(self.evaluations)
             chosen = [*rows, *(half + r for r in rows)] if self.branches == 2 else rows
             static = {name: value[chosen] for name, value in static.items()}
-        x = x.to(self.dtype)
+        x = x.to(self.input_dtype)
         x = torch.cat([x, x]) if self.branches == 2 else x
         return self.network(x, t, **static).chunk(self.branches)
 

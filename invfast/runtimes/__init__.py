@@ -2,27 +2,99 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
+
 from invfast.runtimes.base import Network, Runtime, Spec
+from invfast.runtimes.compiled import Compile
 from invfast.runtimes.eager import Eager
+from invfast.runtimes.openvino import OpenVINO
+from invfast.runtimes.prepared import prepared, prepared_networks, release
+from invfast.runtimes.selftest import bfloat16_on_cpu
 
-RUNTIMES: dict[str, Runtime] = {"eager": Eager()}
+RUNTIMES: dict[str, Runtime] = {
+    "eager": Eager(),
+    "compile": Compile(),
+    "openvino": OpenVINO("openvino", "CPU"),
+    "openvino_gpu": OpenVINO("openvino_gpu", "GPU"),
+}
+LARGE = 50_000_000
+"""Parameters from which exporting a network pays within one run."""
 
 
-def resolve(name: str) -> Runtime:
-    """The runtime of a name; "auto" picks, once, before the loop, and the result's stats say what was picked.
+class Choice(NamedTuple):
+    """A runtime, the dtype it computes in, and why."""
+
+    runtime: Runtime
+    dtype: torch.dtype
+    reason: str
+
+
+def resolve(
+    name: str, device: torch.device, dtype: torch.dtype, *, free: bool, parameters: int, opaque: str | None
+) -> Choice:
+    """The runtime for a network, chosen once, before the loop.
+
+    Args:
+        name: "auto" or one of RUNTIMES.
+        device: where the pipeline is.
+        dtype: what to compute in.
+        free: whether "auto" may take another dtype that this machine is faster in; the caller named none.
+        parameters: of the network.
+        opaque: why the network must run as the Python module it is; None where it may be exported.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the runtime cannot run this network in this dtype on this device.
         RuntimeError: the runtime was asked for by name and cannot run here; says why and what to install.
     """
     if name == "auto":
-        return RUNTIMES["eager"]
+        return _auto(device, dtype, free, parameters, opaque)
     if not isinstance(name, str) or name not in RUNTIMES:
         raise ValueError(f"unknown runtime {name!r}; expected 'auto' or one of {', '.join(map(repr, RUNTIMES))}")
-    reason = RUNTIMES[name].unavailable()
+    runtime = RUNTIMES[name]
+    reason = runtime.unavailable()
     if reason:
         raise RuntimeError(f"runtime {name!r} is unavailable: {reason}")
-    return RUNTIMES[name]
+    reason = (opaque if runtime.exports else None) or runtime.refuses(device, dtype)
+    if reason:
+        raise ValueError(f"runtime {name!r} cannot run this network: {reason}")
+    return Choice(runtime, dtype, "asked for by name")
 
 
-__all__ = ["RUNTIMES", "Network", "Runtime", "Spec", "resolve"]
+def _auto(device: torch.device, dtype: torch.dtype, free: bool, parameters: int, opaque: str | None) -> Choice:
+    eager, openvino = RUNTIMES["eager"], RUNTIMES["openvino"]
+    if opaque:
+        return Choice(eager, dtype, opaque)
+    if device.type != "cpu":
+        return Choice(eager, dtype, f"the pipeline is on {device}; runtime='compile' is faster over many images")
+    if parameters < LARGE:
+        return Choice(eager, dtype, f"{parameters / 1e6:.1f} M parameters: an export would cost more than it saves")
+    half = free and bfloat16_on_cpu().pays
+    said = openvino.unavailable()
+    if said is None:
+        best = torch.bfloat16 if half and openvino.refuses(device, torch.bfloat16) is None else dtype
+        said = openvino.refuses(device, best)
+        if said is None:
+            return Choice(openvino, best, "the fastest engine on a CPU" + _measured(half))
+    return Choice(eager, torch.bfloat16 if half else dtype, f"openvino: {said}" + _measured(half))
+
+
+def _measured(half: bool) -> str:
+    speed, error = bfloat16_on_cpu() if half else (1, 0)
+    return f"; bfloat16 measured {speed:.1f} x float32, error {error:.0e}" if half else ""
+
+
+__all__ = [
+    "LARGE",
+    "RUNTIMES",
+    "Choice",
+    "Network",
+    "Runtime",
+    "Spec",
+    "bfloat16_on_cpu",
+    "prepared",
+    "prepared_networks",
+    "release",
+    "resolve",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,14 +11,21 @@ import torch
 
 @dataclass(frozen=True)
 class Spec:
-    """What a network is prepared for: device and dtype of its weights and of what it is given."""
+    """What a network is prepared for.
+
+    Args:
+        device: where the pipeline runs.
+        dtype: what the network computes in.
+        identity: the network's digest (`digests.network_digest`), computed when it is asked for.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    identity: Callable[[], str]
 
 
 class Network(Protocol):
-    """(x, t, **static inputs) -> output of x's shape; x (B, C, h, w) and the result in the spec's dtype.
+    """(x, t, **static inputs) -> output of x's shape; all but t in the runtime's input dtype, x (B, C, h, w).
 
     The result is the caller's to keep: a runtime with output buffers of its own hands out copies. t is 0-d.
     """
@@ -32,15 +39,26 @@ class Runtime(Protocol):
     name: str
     dynamic_batch: bool
     """Whether a prepared network takes any batch size, so that images that are done can be left out."""
+    exports: bool
+    """Whether it turns the network into something of its own: slow once, kept for later calls, blind to hooks."""
 
     def unavailable(self) -> str | None:
         """Why it cannot run here, with the install command; None when it can."""
 
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot compute in this dtype for a pipeline on this device; None when it can."""
+
     def memory_format(self, device: torch.device) -> torch.memory_format:
         """The layout it wants its convolution weights in."""
 
+    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype `prepare` wants the module in, to compute in `dtype`."""
+
+    def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype its networks take x and the static inputs in, and answer in, to compute in `dtype`."""
+
     def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
-        """A callable for a module that is already in the spec's dtype and this runtime's layout.
+        """A callable for a module that is already in the weights' dtype and this runtime's layout.
 
         `example_inputs` are what it will be called with: "x", "t" and every static input, full batch, right dtypes.
         """

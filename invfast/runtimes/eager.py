@@ -9,18 +9,32 @@ import torch
 from invfast.runtimes.base import Network, Spec
 
 
-class Eager:
-    """Always there; any shape, any batch."""
-
-    name = "eager"
-    dynamic_batch = True
+class Torch:
+    """What eager and compiled torch share: any device and dtype, weights and inputs in the dtype of the computation."""
 
     def unavailable(self) -> str | None:
+        return None
+
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
 
     def memory_format(self, device: torch.device) -> torch.memory_format:
         # oneDNN's convolutions took 2.0 to 2.8 times as long from contiguous weights (bundled UNet, batches of 8, 16).
         return torch.channels_last if device.type == "cpu" else torch.preserve_format
+
+    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+
+class Eager(Torch):
+    """Always there; any shape, any batch."""
+
+    name = "eager"
+    dynamic_batch = True
+    exports = False
 
     def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
         def network(x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,8 @@
-"""The command line: invert, reconstruct, compare, doctor. Results on stdout, everything else on stderr.
-
-Exit codes: 0 done, 1 it could not be done (the message says why), 2 the command was wrong, 130 interrupted.
-"""
+"""invert, reconstruct, compare: what is done with images."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,54 +10,26 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-app = typer.Typer(
-    help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+from invfast.cli.base import (
+    Device,
+    Dtype,
+    Guidance,
+    Images,
+    Json,
+    Model,
+    Prompts,
+    Runtime,
+    Seed,
+    Size,
+    Steps,
+    err,
+    guarded,
+    load_model,
+    result,
 )
-err = Console(stderr=True)
-
-Images = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.", show_default=False)]
-Model = Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or a hub id. (default: the bundled model)")]
-Steps = Annotated[int, typer.Option(help="Steps of the grid.")]
-Prompts = Annotated[list[str], typer.Option("--prompt", help="What the images show; once for all, or once an image.")]
-Size = Annotated[int | None, typer.Option(help="Side to resize to, in pixels. (default: the images' own)")]
-Guidance = Annotated[float, typer.Option(help="Guidance scale; inversion wants 1.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64. (default: the model's)")]
-Seed = Annotated[int, typer.Option(help="For methods that draw noise.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: cuda where there is one)")]
-Runtime = Annotated[str, typer.Option(help="Where the network runs: auto or eager.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Registers a command whose known failures end with a message and exit code 1."""
-
-    @app.command()
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        logging.basicConfig(stream=sys.stderr, format="%(message)s")
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_: err.print(
-                    f"warning: {message}", style="yellow", markup=False
-                )
-                function(*args, **kwargs)
-        except KeyboardInterrupt:
-            err.print("interrupted", style="red")
-            sys.stdout.flush()
-            os._exit(130)  # everything is unwound by now; tearing torch down would take a second more
-        except (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-            if os.environ.get("INVFAST_TRACEBACK"):
-                raise
-            err.print(f"error: {error}", style="red", markup=False, highlight=False)
-            raise typer.Exit(1) from None
-
-    return wrapped
-
-
-@command
+@guarded
 def invert(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for NAME.safetensors, one an image.")],
@@ -94,7 +57,7 @@ def invert(
     targets = _targets(images, output)
     prompts = _prompts(prompt, images)
     sizes = [load(path).size for path in images]  # bad files are known before the model is loaded
-    pipe = _load(model, device)
+    pipe = load_model(model, device)
     rows = []
     output.mkdir(parents=True, exist_ok=True)
     with Progress(console=err, transient=True) as progress:
@@ -117,10 +80,10 @@ def invert(
                 inversion[j].save(target)
                 rows.append(_row(path, target, inversion[j]))
             progress.advance(task, len(inversion))
-    _result({"command": "invert", "inversions": rows}, [row["file"] for row in rows], as_json)
+    result({"command": "invert", "inversions": rows}, [row["file"] for row in rows], as_json)
 
 
-@command
+@guarded
 def reconstruct(
     file: Annotated[Path, typer.Argument(help="What `invfast invert` saved.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write (.png).")],
@@ -135,13 +98,15 @@ def reconstruct(
     import invfast
 
     inversion = invfast.Inversion.load(file)
-    found = invfast.reconstruct(_load(model, device), inversion, guidance_scale=guidance, dtype=dtype, runtime=runtime)
+    found = invfast.reconstruct(
+        load_model(model, device), inversion, guidance_scale=guidance, dtype=dtype, runtime=runtime
+    )
     _save_picture(found.images[0], output)
     row = {"command": "reconstruct", "image": str(output), "seconds": round(found.stats.seconds, 3)}
-    _result(row, [str(output)], as_json)
+    result(row, [str(output)], as_json)
 
 
-@command
+@guarded
 def compare(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write (.png).")],
@@ -164,7 +129,7 @@ def compare(
     prompts = _prompts(prompt, images)
     pictures = [load(path) for path in images]
     found = run(
-        _load(model, device),
+        load_model(model, device),
         pictures,
         prompts,
         chosen,
@@ -179,22 +144,7 @@ def compare(
     _save_picture(found.picture, output)
     if not as_json:
         found.print(Console())
-    _result({"command": "compare", "image": str(output), "rows": found.rows}, [str(output)], as_json)
-
-
-@command
-def doctor(as_json: Json = False) -> None:
-    """What there is on this machine, and why something is not: versions, devices, runtimes, methods."""
-    from invfast import doctor
-
-    found = doctor.report()
-    _result({"command": "doctor", **found}, doctor.lines(found), as_json)
-
-
-def main() -> None:
-    """The console script."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    app()
+    result({"command": "compare", "image": str(output), "rows": found.rows}, [str(output)], as_json)
 
 
 def _row(path: Path, target: Path, inversion: Any) -> dict[str, Any]:
@@ -232,28 +182,6 @@ def _targets(images: list[Path], output: Path) -> list[Path]:
     return targets
 
 
-def _load(model: str, device: str | None) -> Any:
-    """The bundled pipeline, one in a folder, or one of the hub; only the last may touch the network."""
-    import diffusers
-    import torch
-    import transformers
-
-    from invfast import demo
-
-    if not err.is_terminal:
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-    if not model:
-        pipe = demo.load_pipeline()
-    else:
-        local = Path(model).exists()
-        if not local:
-            err.print(f"loading {model} from the hub or its cache")
-        pipe = diffusers.DiffusionPipeline.from_pretrained(model, local_files_only=local)
-    pipe.set_progress_bar_config(file=sys.stderr, disable=not err.is_terminal)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _save_picture(picture: Any, path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG; {str(path)!r} does not end in .png")
@@ -265,7 +193,3 @@ def _save_picture(picture: Any, path: Path) -> None:
     picture.save(content, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
-
-
-def _result(report: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    print(json.dumps(report) if as_json else "\n".join(lines))

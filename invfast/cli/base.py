@@ -1,0 +1,82 @@
+"""What the commands share: options, errors and exit codes, loading a model, printing a result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+err = Console(stderr=True)
+
+Images = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.", show_default=False)]
+Model = Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or a hub id. (default: the bundled model)")]
+Steps = Annotated[int, typer.Option(help="Steps of the grid.")]
+Prompts = Annotated[list[str], typer.Option("--prompt", help="What the images show; once for all, or once an image.")]
+Size = Annotated[int | None, typer.Option(help="Side to resize to, in pixels. (default: the images' own)")]
+Guidance = Annotated[float, typer.Option(help="Guidance scale; inversion wants 1.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64. (default: the model's)")]
+Seed = Annotated[int, typer.Option(help="For methods that draw noise.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: cuda where there is one)")]
+Runtime = Annotated[str, typer.Option(help="Where the network runs: auto, eager, compile, openvino, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+
+
+def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose known failures end with a message and exit code 1."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: err.print(
+                    f"warning: {message}", style="yellow", markup=False
+                )
+                function(*args, **kwargs)
+        except KeyboardInterrupt:
+            err.print("interrupted", style="red")
+            sys.stdout.flush()
+            os._exit(130)  # everything is unwound by now; tearing torch down would take a second more
+        except (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if os.environ.get("INVFAST_TRACEBACK"):
+                raise
+            message = error.args[0] if isinstance(error, KeyError) else error
+            err.print(f"error: {message}", style="red", markup=False, highlight=False)
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def load_model(model: str, device: str | None) -> Any:
+    """The bundled pipeline, one in a folder, or one of the hub; only the last may touch the network."""
+    import diffusers
+    import torch
+    import transformers
+
+    from invfast import demo
+
+    if not err.is_terminal:
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+    if not model:
+        pipe = demo.load_pipeline()
+    else:
+        local = Path(model).exists()
+        if not local:
+            err.print(f"loading {model} from the hub or its cache")
+        pipe = diffusers.DiffusionPipeline.from_pretrained(model, local_files_only=local)
+    pipe.set_progress_bar_config(file=sys.stderr, disable=not err.is_terminal)
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def result(report: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    print(json.dumps(report) if as_json else "\n".join(lines))

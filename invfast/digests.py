@@ -1,0 +1,79 @@
+"""Digests of tensors, weights and whole networks."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+_OWN = frozenset(vars(torch.nn.Module()))
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@torch.inference_mode()
+def weights_digest(module: torch.nn.Module) -> str | None:
+    """SHA-256 over names, dtypes, shapes and checksums of all parameters and buffers; None where weights are offloaded.
+
+    The checksums are wrapping sums of each tensor's bits along both sides of a 2-D view: one pass at the speed of
+    memory, where hashing every byte of a large network would take seconds. Any one changed value changes them.
+    """
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if tensor.device.type == "meta":
+            return None
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        bits = tensor.detach().contiguous().flatten().view(torch.uint8)
+        if bits.storage_offset() % 4:
+            bits = bits.clone()  # a view at an odd offset cannot be read as words
+        whole = len(bits) // 4096 * 4096
+        words = bits[:whole].view(torch.int32).reshape(-1, 1024)
+        for part in (words.sum(0, dtype=torch.int64), words.sum(1, dtype=torch.int64), bits[whole:]):
+            sha.update(part.cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def tensor_digest(value: Any) -> str | None:
+    """SHA-256 of a tensor's shape and values; None for what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    value = value.detach().to("cpu", torch.float64).contiguous()
+    return hashlib.sha256(f"{tuple(value.shape)}".encode() + value.numpy().tobytes()).hexdigest()
+
+
+def network_digest(module: torch.nn.Module, weights: str | None) -> str:
+    """SHA-256 of all that decides what a network computes: its classes, their settings, its weights.
+
+    Settings are the plain attributes of every part, so that a LoRA's scale, or which adapter is active, counts.
+
+    Args:
+        module: the network.
+        weights: its `weights_digest`.
+
+    Raises:
+        ValueError: weights are offloaded, so there is nothing to read.
+    """
+    if weights is None:
+        raise ValueError(f"the weights of {type(module).__name__} are offloaded")
+    sha = hashlib.sha256(weights.encode())
+    for name, part in module.named_modules():
+        settings = {key: value for key, value in vars(part).items() if key not in _OWN}
+        sha.update(f"{name}|{_kind(part)}|{_plain(settings)}|".encode())
+    return sha.hexdigest()
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _plain(value: Any) -> str:
+    """What a value says without its address."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, dict):
+        return repr(sorted((str(key), _plain(each)) for key, each in value.items()))
+    if isinstance(value, (list, tuple)):
+        return repr([_plain(each) for each in value])
+    if isinstance(value, (set, frozenset)):
+        return repr(sorted(_plain(each) for each in value))
+    return _kind(value)

@@ -1,0 +1,115 @@
+"""OpenVINO: the fastest engine on Intel and AMD CPUs, and the one for Intel GPUs.
+
+The network is converted once, in a child process, with open shapes and float32 weights, and kept in the cache; each
+size is then compiled with static shapes, in seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from invfast.runtimes import convert
+from invfast.runtimes.base import Network, Spec
+from invfast.runtimes.cache import Cache
+from invfast.runtimes.split import split
+
+HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+CAPABILITIES = {torch.bfloat16: "BF16", torch.float16: "FP16"}
+ROWS = 1024
+"""Latent pixels a call is worth; smaller images are grouped up to it. One 256 px image is one group of its own."""
+
+
+class OpenVINO:
+    """A network compiled by OpenVINO for one of its devices, fed from and answering in float32."""
+
+    dynamic_batch = True
+    exports = True
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name, self.device = name, device
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("openvino") is None:
+            return "No module named 'openvino' (pip install \"invfast[openvino]\")"
+        found = _core().available_devices
+        if not any(each.split(".")[0] == self.device for each in found):
+            return f"OpenVINO finds no {self.device} here, only {', '.join(found)}"
+        return None
+
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return f"the pipeline is on {device}; move it to the CPU, from where OpenVINO takes its inputs"
+        if dtype not in HINTS:
+            return f"it computes in float32, bfloat16 or float16, not in {dtype}"
+        needed = CAPABILITIES.get(dtype)
+        if needed and needed not in _core().get_property(self.device, "OPTIMIZATION_CAPABILITIES"):
+            return (
+                f"this {self.device} has no arithmetic in {str(dtype).removeprefix('torch.')}; use dtype=torch.float32"
+            )
+        return None
+
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        return torch.preserve_format
+
+    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32
+
+    def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32
+
+    def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
+        names = [name for name in example_inputs if name not in ("x", "t")]
+        x = example_inputs["x"]
+        # Where every level halves evenly, the network's path does not depend on the size.
+        factor = 2 ** max(0, len(getattr(module, "up_blocks", [])) - 1)
+        even = factor > 1 and all(side % factor == 0 for side in x.shape[2:])
+        inputs = {
+            "class": type(module).__name__,
+            "network": spec.identity(),
+            "runtime": f"openvino {_version()}",
+            "torch": torch.__version__,
+            "inputs": {name: [value.ndim, value.is_floating_point()] for name, value in example_inputs.items()},
+            "size": "open" if even else list(x.shape[2:]),
+        }
+        folder = Cache().entry(
+            inputs,
+            lambda target: convert.in_child("openvino", module, example_inputs, target),
+            f"converting {type(module).__name__} for openvino, once",
+        )
+        batch = min(len(x), max(1, ROWS // (x.shape[2] * x.shape[3])))
+        shapes = {name: [batch, *value.shape[1:]] if name != "t" else [] for name, value in example_inputs.items()}
+        request = self._compile(str(folder / "model.xml"), shapes, HINTS[spec.dtype])
+        return split(_network(request, names), batch)
+
+    def _compile(self, path: str, shapes: Mapping[str, list[int]], hint: str) -> Any:
+        model = _core().read_model(path)
+        model.reshape({port: shapes[name] for port, name in zip(model.inputs, shapes, strict=True)})
+        settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        return _core().compile_model(model, self.device, settings).create_infer_request()
+
+
+def _network(request: Any, names: list[str]) -> Network:
+    def network(x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor:
+        feed = [x, t.float() if t.is_floating_point() else t, *(static_inputs[name] for name in names)]
+        request.infer([value.contiguous().numpy() for value in feed], share_inputs=True, share_outputs=True)
+        return torch.from_numpy(request.get_output_tensor(0).data).clone()
+
+    return network
+
+
+@functools.cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+def _version() -> str:
+    import openvino
+
+    return openvino.__version__

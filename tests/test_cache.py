@@ -1,0 +1,156 @@
+"""The cache of exported networks: private, atomic, locked, checked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny import stable_diffusion
+from toy import distance
+
+from invfast import invert, runtimes
+from invfast.runtimes.cache import MANIFEST, Cache
+
+INPUTS = {"class": "Net", "runtime": "toy 1", "shape": [1, 2]}
+
+
+def write(folder):
+    (folder / "model").write_bytes(bytes(range(256)))
+
+
+@pytest.fixture
+def own(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+def test_an_entry_is_built_once(own):
+    built = []
+    for _ in range(2):
+        folder = own.entry(INPUTS, lambda f: (built.append(1), write(f)), "toy")
+        assert (folder / "model").read_bytes() == bytes(range(256))
+    assert built == [1]
+    other = own.entry({**INPUTS, "shape": [1, 3]}, write, "toy")
+    assert other != folder
+    assert {entry.key for entry in own.entries()} == {folder.name, other.name}
+    assert os.stat(own.folder).st_mode & 0o777 == 0o700
+    own.remove(other.name)
+    assert [entry.inputs for entry in own.entries()] == [INPUTS]
+    with pytest.raises(KeyError, match="no cached network"):
+        own.remove("..")
+
+
+def test_every_flipped_byte_is_noticed(own, caplog):
+    folder = own.entry(INPUTS, write, "toy")
+    for position in range(0, 256, 15):
+        content = bytearray((folder / "model").read_bytes())
+        content[position] ^= 1
+        (folder / "model").write_bytes(content)
+        caplog.clear()
+        own.entry(INPUTS, write, "toy")
+        assert "is damaged (model); making it again" in caplog.text
+        assert (folder / "model").read_bytes() == bytes(range(256))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: (folder / MANIFEST).unlink(), "no readable manifest"),
+        (lambda folder: (folder / MANIFEST).write_text("[1]"), "no readable manifest"),
+        (lambda folder: (folder / MANIFEST).write_text('{"schema": 0}'), "was made from something else"),
+        (lambda folder: (folder / "more").write_text(""), "has other files"),
+        (lambda folder: (folder / "model").unlink(), "has other files"),
+        (lambda folder: (folder / "model").write_bytes(b"cut"), "is damaged"),
+    ],
+)
+def test_what_is_not_whole_is_made_again(harm, said, own, caplog):
+    folder = own.entry(INPUTS, write, "toy")
+    harm(folder)
+    own.entry(INPUTS, write, "toy")
+    assert said in caplog.text
+    assert json.loads((folder / MANIFEST).read_text())["inputs"] == INPUTS
+    assert sorted(os.listdir(folder)) == [MANIFEST, "model"]
+
+
+def test_a_build_that_fails_leaves_nothing(own):
+    def build(folder):
+        write(folder)
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        own.entry(INPUTS, build, "toy")
+    assert list(own.entries()) == []
+    assert not [path for path in own.folder.iterdir() if path.is_dir()]
+
+
+def test_a_folder_others_can_write_to_is_refused(tmp_path):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="can be written to by others"):
+        Cache(folder)
+
+
+def test_threads_build_once(own):
+    built = []
+
+    def build(folder):
+        built.append(1)
+        time.sleep(0.1)
+        write(folder)
+
+    threads = [threading.Thread(target=own.entry, args=(INPUTS, build, "toy")) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built == [1]
+
+
+EXPORT = """
+import sys
+sys.path.insert(0, {tests!r})
+from tiny import stable_diffusion
+from invfast import prepare
+prepare(stable_diffusion(), height=64, width=64, runtime="openvino")
+print("done", flush=True)
+"""
+
+
+def export(folder):
+    code = EXPORT.format(tests=str(Path(__file__).parent))
+    env = {**os.environ, "INVFAST_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path, peach, monkeypatch):
+    folder = tmp_path / "cache"
+    killed = export(folder)
+    while not list(folder.glob("*.tmp")):
+        assert killed.poll() is None, killed.stderr.read()
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert list(Cache(folder).entries()) == []
+    both = [export(folder) for _ in range(2)]
+    said = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("converting" in errors for _, errors in said) == 1
+    (entry,) = Cache(folder).entries()
+    assert not list(folder.glob("*.tmp"))
+    monkeypatch.setenv("INVFAST_CACHE", str(folder))
+    weights = folder / entry.key / "model.bin"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 4
+    weights.write_bytes(content)
+    runtimes.release()
+    pipe = stable_diffusion()
+    wanted = invert(pipe, peach, num_inference_steps=2, runtime="eager")
+    assert distance(invert(pipe, peach, num_inference_steps=2, runtime="openvino").latents, wanted.latents) < 1e-5
+    assert weights.read_bytes() != content

@@ -1,0 +1,293 @@
+"""Runtimes: the same numbers as eager float32, and no work in the loop that is not the network's."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from peft import LoraConfig
+from tiny import SD, SDXL, stable_diffusion
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy import distance
+
+from invfast import demo, invert, prepare, reconstruct, runtimes
+from invfast.adapters.clone import private
+from invfast.digests import network_digest, weights_digest
+from invfast.methods import METHODS, FixedPoint, Problem
+from invfast.runtimes import RUNTIMES, Spec
+from invfast.runtimes.split import split
+from invfast.schedule import Schedule
+
+EXPORTING = ["openvino", pytest.param("compile", marks=pytest.mark.slow)]
+
+
+def unconditional():
+    torch.manual_seed(0)
+    return UNet2DModel(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+    )
+
+
+def sdxl():
+    torch.manual_seed(0)
+    return SDXL()
+
+
+NETWORKS = {
+    "sd": (lambda: stable_diffusion().unet, 4, {"encoder_hidden_states": (12, 32)}),
+    "v_prediction": (lambda: demo.load_pipeline("v_prediction").unet, 4, {"encoder_hidden_states": (12, 128)}),
+    "sdxl": (sdxl, 4, {"encoder_hidden_states": (12, 32), "text_embeds": (16,), "time_ids": (6,)}),
+    "unconditional": (unconditional, 3, {}),
+}
+
+
+def ready(runtime, module, inputs):
+    """A network of a runtime, in float32."""
+    device, dtype = torch.device("cpu"), torch.float32
+    own = private(module, dtype, RUNTIMES[runtime].memory_format(device))
+    spec = Spec(device, dtype, lambda: network_digest(module, weights_digest(module)))
+    return RUNTIMES[runtime].prepare(own, inputs, spec)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("runtime", EXPORTING)
+def test_one_evaluation_is_eagers(runtime, name):
+    make, channels, static = NETWORKS[name]
+    module = make().eval()
+    for batch, height, width in ((1, 8, 8), (3, 16, 8)):
+        g = torch.Generator().manual_seed(batch)
+        draw = lambda *shape, g=g: torch.randn(shape, generator=g)  # noqa: E731
+        inputs = {"x": draw(batch, channels, height, width), "t": torch.tensor(0)}
+        inputs |= {key: draw(batch, *shape) for key, shape in static.items()}
+        eager, other = (ready(each, module, inputs) for each in ("eager", runtime))
+        for t in (1, 501, 981):
+            call = {**inputs, "t": torch.tensor(t)}
+            with torch.inference_mode():
+                wanted, got = eager(**call), other(**call)
+            assert got.shape == wanted.shape
+            assert distance(got, wanted) < 1e-5
+        kept = got.clone()
+        other(**inputs)
+        assert torch.equal(got, kept)  # the caller's to keep
+
+
+@pytest.mark.parametrize("runtime", EXPORTING)
+@pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
+def test_inversions_are_eagers(runtime, tiny, samples):
+    images = [samples[name].image for name in ("peach", "cat", "house")]
+    prompts = ["noto peach", "photo cat", ""]
+    for guidance in (1.0, 3.0):
+        options = {"method": "anderson", "num_inference_steps": 4, "guidance_scale": guidance}
+        wanted = invert(tiny, images, prompts, **options, runtime="eager")
+        got = invert(tiny, images, prompts, **options, runtime=runtime)
+        assert (got.stats.runtime, got.stats.dtype) == (runtime, torch.float32)
+        assert distance(got.latents, wanted.latents) < 1e-4
+        for j, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            alone = invert(tiny, image, prompt, **options, runtime=runtime)
+            assert distance(got.latents[j : j + 1], alone.latents) < 1e-4
+        back = reconstruct(tiny, got, output_type="latent", runtime=runtime)
+        assert distance(back.latents, reconstruct(tiny, wanted, output_type="latent").latents) < 1e-3
+
+
+@pytest.mark.parametrize("runtime", EXPORTING)
+def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
+    odd = peach.resize((88, 72))
+    wanted = invert(tiny, odd, num_inference_steps=3, runtime="eager")
+    assert wanted.latents.shape == (1, 4, 9, 11)
+    assert distance(invert(tiny, odd, num_inference_steps=3, runtime=runtime).latents, wanted.latents) < 1e-5
+
+
+def test_images_that_are_done_are_left_out(tiny, samples):
+    images = [samples[name].image for name in ("peach", "cat", "house")]
+    options = {"method": FixedPoint(6, "anderson", tolerance=3e-2), "num_inference_steps": 4}
+    eager, other = (invert(tiny, images, **options, runtime=runtime) for runtime in ("eager", "openvino"))
+    assert other.stats.evaluations == eager.stats.evaluations
+    assert distance(other.latents, eager.latents) < 1e-4
+
+
+@pytest.mark.slow
+def test_compile_is_one_graph_that_is_never_compiled_again(tiny, peach):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    runtimes.release()
+    invert(tiny, peach, num_inference_steps=50, runtime="compile")
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+    invert(tiny, tiny.vae.config.scaling_factor * torch.randn(1, 4, 8, 8), num_inference_steps=7, runtime="compile")
+    assert counters["stats"]["unique_graphs"] == 1
+    assert torch._inductor.config.freezing is False
+
+
+def test_a_lora_counts(peach, caplog):
+    pipe = stable_diffusion()
+    plain = invert(pipe, peach, num_inference_steps=3, runtime="openvino").latents
+    pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    for scale in (1.0, 0.3):
+        for part in pipe.unet.modules():
+            if hasattr(part, "scaling") and isinstance(part.scaling, dict):
+                part.scaling = {"default": scale}
+        wanted = invert(pipe, peach, num_inference_steps=3, runtime="eager").latents
+        got = invert(pipe, peach, num_inference_steps=3, runtime="openvino").latents
+        assert distance(got, wanted) < 1e-5
+        assert distance(got, plain) > 1e-4
+    pipe.unet.disable_adapters()
+    caplog.clear()
+    assert distance(invert(pipe, peach, num_inference_steps=3, runtime="openvino").latents, plain) < 1e-5
+
+
+def test_changed_weights_are_another_network(peach):
+    pipe = stable_diffusion()
+    first = invert(pipe, peach, num_inference_steps=2, runtime="openvino").latents
+    pipe.unet.conv_out.weight.data.mul_(1.01)  # behind every version counter
+    wanted = invert(pipe, peach, num_inference_steps=2, runtime="eager").latents
+    got = invert(pipe, peach, num_inference_steps=2, runtime="openvino").latents
+    assert distance(got, wanted) < 1e-5 < distance(got, first)
+
+
+def test_digests_know_settings():
+    module = stable_diffusion().unet
+    digest = network_digest(module, weights_digest(module))
+    assert digest == network_digest(copy.deepcopy(module), weights_digest(module))
+    module.set_attn_processor(AttnProcessor2_0())
+    assert digest == network_digest(module, weights_digest(module))
+    module.mid_block.attentions[0].transformer_blocks[0].attn1.scale *= 2
+    assert digest != network_digest(module, weights_digest(module))
+
+
+class Own:
+    def __call__(self, attn, hidden_states, *args, **kwargs):
+        return AttnProcessor2_0()(attn, hidden_states, *args, **kwargs)
+
+
+def test_what_only_python_can_run_stays_eager(peach):
+    pipe = stable_diffusion()
+    pipe.unet.set_attn_processor(Own())
+    stats = invert(pipe, peach, num_inference_steps=1).stats
+    assert stats.runtime == "eager"
+    assert "attention processor Own is the caller's own" in stats.reason
+    for runtime in ("openvino", "compile"):
+        with pytest.raises(ValueError, match=f"'{runtime}' cannot run this network: attention processor Own"):
+            invert(pipe, peach, runtime=runtime)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"runtime": "openvino_gpu"},
+            RuntimeError,
+            "'openvino_gpu' is unavailable: OpenVINO finds no GPU here, only CPU",
+        ),
+        ({"runtime": "openvino", "dtype": "float64"}, ValueError, "not in torch.float64"),
+    ],
+)
+def test_runtimes_that_cannot(options, error, message, tiny, peach):
+    with pytest.raises(error, match=message):
+        invert(tiny, peach, **options)
+
+
+def test_openvino_missing(tiny, peach, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"No module named 'openvino' \(pip install \"invfast\[openvino\]\"\)"):
+        invert(tiny, peach, runtime="openvino")
+
+
+def resolve(**changes):
+    options = {"free": True, "parameters": 10**9, "opaque": None, "dtype": torch.float32}
+    options |= {"device": torch.device("cpu"), "name": "auto"}
+    return runtimes.resolve(**{**options, **changes})
+
+
+def test_auto_explains_itself(monkeypatch):
+    assert resolve(parameters=10**6).runtime.name == "eager"
+    assert "1.0 M parameters" in resolve(parameters=10**6).reason
+    assert resolve(opaque="hooks").reason == "hooks"
+    assert resolve(device=torch.device("cuda")).runtime.name == "eager"
+    assert resolve(free=False)[:2] == (RUNTIMES["openvino"], torch.float32)
+    fast = runtimes.selftest.Measured(2.0, 1e-3)
+    monkeypatch.setattr(runtimes, "bfloat16_on_cpu", lambda: fast)
+    monkeypatch.setattr(RUNTIMES["openvino"], "refuses", lambda device, dtype: None)
+    assert resolve()[:2] == (RUNTIMES["openvino"], torch.bfloat16)
+    assert "bfloat16 measured 2.0 x float32, error 1e-03" in resolve().reason
+    assert resolve(free=False).dtype == torch.float32
+    monkeypatch.setattr(RUNTIMES["openvino"], "unavailable", lambda: "not here")
+    assert resolve()[:2] == (RUNTIMES["eager"], torch.bfloat16)
+    assert "openvino: not here" in resolve().reason
+
+
+def test_the_self_test_measures():
+    speed, error = runtimes.bfloat16_on_cpu()
+    assert 0.01 < speed < 20
+    assert 1e-4 < error < 2e-2
+    assert not runtimes.selftest.Measured(5.0, 0.1).pays
+    assert not runtimes.selftest.Measured(1.1, 0.001).pays
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_split_is_any_batch(rows):
+    seen = []
+
+    def network(x, t, weight):
+        seen.append(len(x))
+        return x * weight + t
+
+    x, weight = torch.randn(rows, 2), torch.randn(rows, 1)
+    out = split(network, 3)(x, torch.tensor(2), weight=weight)
+    assert torch.equal(out, x * weight + 2)
+    assert set(seen) == {3}
+
+
+def test_prepare_then_invert(peach, caplog):
+    pipe = stable_diffusion()
+    runtimes.release()
+    found = prepare(pipe, height=64, width=64, runtime="openvino")
+    assert (found.runtime, found.dtype, found.reason) == ("openvino", torch.float32, "asked for by name")
+    kept = dict(runtimes.prepared_networks())
+    invert(pipe, peach, num_inference_steps=1, runtime="openvino")
+    assert dict(runtimes.prepared_networks()) == kept  # the same one
+    assert len(kept) == 1
+
+
+class Forbidden(TorchDispatchMode):
+    """Counts what makes a device wait for the host, from the first evaluation on."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "item")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in self.NAMES):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["ddim", "easyinv", "warm_start", "anderson"])
+def test_no_step_waits_for_the_device(method):
+    """Between two evaluations our own code reads no value of a tensor; the network is a stand-in."""
+    grid = Schedule.from_scheduler(DDIMScheduler(**SD), 6)
+    problem = Problem(grid, 1.0, torch.device("cpu"), torch.float32, None)
+    stepper = METHODS[method].inverter(problem)
+    state = stepper.init({"latents": torch.randn(1, 4, 8, 8)})
+    predict = lambda x, t, samples=None: (0.1 * x,)  # noqa: E731
+    with torch.inference_mode(), Forbidden() as mode:
+        for i in stepper.steps:
+            state, _ = stepper.step(i, state, predict)
+    assert mode.found == []
+
+
+def test_pixel_space_on_openvino(samples):
+    pipe = DDIMPipeline(unconditional(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    image = samples["peach"].image.resize((16, 16))
+    wanted = invert(pipe, image, num_inference_steps=3, runtime="eager")
+    got = invert(pipe, image, num_inference_steps=3, runtime="openvino")
+    assert distance(got.latents, wanted.latents) < 1e-5
