@@ -11,7 +11,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt
 
-.PHONY: demo test test-slow docs lint setup clean
+.PHONY: demo test test-slow bench model model-eval docs lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.eval
@@ -21,6 +21,19 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 -q
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m pytest benchmarks --benchmark-only -q --timeout=0 -p no:xdist $(if $(CASE),-k "$(CASE)")
+	$(BIN)/python -m benchmarks.report
+
+model: $(VENV)/.train
+	$(BIN)/python -m training vae
+	$(BIN)/python -m training unet
+	$(BIN)/python -m training pixel
+	$(BIN)/python -m training export
+
+model-eval: $(VENV)/.train
+	$(BIN)/python -m training eval $(if $(MODELS),$(MODELS),invfast/demo/emoji64)
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow --timeout=3600
@@ -52,6 +65,16 @@ $(VENV)/.eval: $(VENV)/.python
 $(VENV)/.test: $(VENV)/.python
 	@echo "installing invfast[docs,eval,test] into $(VENV), a minute or two"
 	$(BIN)/python -m pip install -q -e ".[docs,eval,test]"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.python
+	@echo "installing invfast[bench] into $(VENV), a minute or two"
+	$(BIN)/python -m pip install -q -e ".[bench]"
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.python
+	@echo "installing invfast[train] into $(VENV), a minute or two"
+	$(BIN)/python -m pip install -q -e ".[train]"
 	@touch $@
 
 clean:

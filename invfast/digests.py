@@ -57,8 +57,8 @@ def network_digest(module: torch.nn.Module, weights: str | None) -> str:
         raise ValueError(f"the weights of {type(module).__name__} are offloaded")
     sha = hashlib.sha256(weights.encode())
     for name, part in module.named_modules():
-        settings = {key: value for key, value in vars(part).items() if key not in _OWN}
-        sha.update(f"{name}|{_kind(part)}|{_plain(settings)}|".encode())
+        settings = sorted((key, _plain(value)) for key, value in vars(part).items() if key not in _OWN)
+        sha.update(f"{name}|{_kind(part)}|{settings}|".encode())
     return sha.hexdigest()
 
 
@@ -71,7 +71,9 @@ def _plain(value: Any) -> str:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, dict):
-        return repr(sorted((str(key), _plain(each)) for key, each in value.items()))
+        # Private keys of a config say where it came from, and which values are defaults in an order that changes.
+        public = ((str(key), _plain(each)) for key, each in value.items() if not str(key).startswith("_"))
+        return repr(sorted(public))
     if isinstance(value, (list, tuple)):
         return repr([_plain(each) for each in value])
     if isinstance(value, (set, frozenset)):

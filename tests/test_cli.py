@@ -68,7 +68,7 @@ def test_a_folder_of_images_in_batches(tmp_path):
         found = Inversion.load(tmp_path / "noise" / f"{name}.safetensors")
         pipe = stable_diffusion()
         alone = invert(pipe, tmp_path / f"{name}.png", f"noto {name}", num_inference_steps=4)
-        assert distance(found.latents, alone.latents) < 1e-5
+        assert distance(found.latents, alone.latents) < 4e-5  # 1e-5 a step
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # one image of a batch was made with what it is rebuilt with
             reconstruct(pipe, found)

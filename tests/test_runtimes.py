@@ -284,6 +284,17 @@ def test_no_step_waits_for_the_device(method):
     assert mode.found == []
 
 
+def test_a_float16_pipeline_is_stored_in_float16_and_computed_in_float32(peach, cache):
+    pipe = stable_diffusion()
+    pipe.unet.half()
+    wanted = invert(pipe, peach, num_inference_steps=2, runtime="eager", dtype="float32").latents
+    before = {path.parent for path in cache.glob("*/model.bin")}
+    got = invert(pipe, peach, num_inference_steps=2, runtime="openvino", dtype="float32").latents
+    assert distance(got, wanted) < 1e-5
+    (new,) = {path.parent for path in cache.glob("*/model.bin")} - before
+    assert (new / "model.bin").stat().st_size < 3 * sum(p.numel() for p in pipe.unet.parameters())
+
+
 def test_pixel_space_on_openvino(samples):
     pipe = DDIMPipeline(unconditional(), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)

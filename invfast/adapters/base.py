@@ -119,8 +119,8 @@ class Adapter(ABC):
         return Predictor(network, static, len(x), branches, self.dtype, self.runtime.dynamic_batch, dtype)
 
     def _private_unet(self) -> torch.nn.Module:
-        dtype, layout = self.runtime.weights_dtype(self.dtype), self.runtime.memory_format(self.device)
-        return private(self.pipe.unet, dtype, layout)
+        dtype = self.runtime.weights_dtype(self.dtype) or own_dtype(self.pipe.unet)
+        return private(self.pipe.unet, dtype, self.runtime.memory_format(self.device))
 
     def latents_of(self, image: Any, height: int | None, width: int | None) -> torch.Tensor | None:
         """The image where it is already latents, (B, C, h, w) of the network's channels, checked; else None."""

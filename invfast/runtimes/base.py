@@ -51,8 +51,8 @@ class Runtime(Protocol):
     def memory_format(self, device: torch.device) -> torch.memory_format:
         """The layout it wants its convolution weights in."""
 
-    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype `prepare` wants the module in, to compute in `dtype`."""
+    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
+        """The dtype `prepare` wants the module in, to compute in `dtype`; None where any will do."""
 
     def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype its networks take x and the static inputs in, and answer in, to compute in `dtype`."""

@@ -24,15 +24,14 @@ def in_child(kind: str, module: torch.nn.Module, example_inputs: Mapping[str, to
 
     Args:
         kind: of the conversion, a name in `CONVERTERS`.
-        module: float32, in eval mode.
+        module: in eval mode, in any dtype; it is converted in float32.
         example_inputs: "x", "t" and the static inputs; the converted network takes them in float32, or int64.
         folder: private and empty.
 
     Raises:
         RuntimeError: the child failed; carries the end of what it said.
     """
-    tensors = {f"{j}.{name}": tensor.detach() for j, _, name, tensor in _tensors(module)}
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    save_file(_apart(module), folder / WEIGHTS)
     shapes = {name: (tuple(value.shape), value.is_floating_point()) for name, value in example_inputs.items()}
     try:
         order = pickle.dumps({"path": sys.path, "kind": kind, "folder": str(folder), "inputs": shapes})
@@ -45,6 +44,18 @@ def in_child(kind: str, module: torch.nn.Module, example_inputs: Mapping[str, to
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise RuntimeError(f"{kind} could not convert {type(module).__name__}: " + "\n".join(said[-3:]))
+
+
+def _apart(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors by name; only one of those that share memory is no copy."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for j, _, name, tensor in _tensors(module):
+        value = tensor.detach().contiguous()
+        address = value.untyped_storage().data_ptr()
+        found[f"{j}.{name}"] = value.clone() if address in seen else value
+        seen.add(address)
+    return found
 
 
 def _tensors(module: torch.nn.Module) -> list[tuple[int, dict[str, Any], str, torch.Tensor]]:
@@ -75,15 +86,16 @@ class _Positional(torch.nn.Module):
         return self.module(x, t, **dict(zip(self.names, static_inputs, strict=True)), return_dict=False)[0]
 
 
-def _openvino(module: torch.nn.Module, example: tuple[torch.Tensor, ...], folder: Path) -> None:
+def _openvino(module: torch.nn.Module, example: tuple[torch.Tensor, ...], folder: Path, half: bool) -> None:
     sys.modules["openvino_telemetry"] = None  # it would report the conversion over the network
     import openvino
 
     model = openvino.convert_model(module, example_input=example)
-    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=half)
 
 
-CONVERTERS: dict[str, Callable[[torch.nn.Module, tuple[torch.Tensor, ...], Path], None]] = {"openvino": _openvino}
+CONVERTERS: dict[str, Callable[[torch.nn.Module, tuple[torch.Tensor, ...], Path, bool], None]] = {"openvino": _openvino}
+"""(module, example inputs, folder, whether all weights were float16 and may be stored so)"""
 
 
 def _main() -> None:
@@ -93,13 +105,15 @@ def _main() -> None:
     module = pickle.load(sys.stdin.buffer)
     folder = Path(order["folder"])
     values = load_file(folder / WEIGHTS)
+    half = all(value.dtype == torch.float16 for value in values.values() if value.is_floating_point())
     for j, store, name, _ in _tensors(module):
-        store[name] = torch.nn.Parameter(values[f"{j}.{name}"], requires_grad=False)
+        value = values[f"{j}.{name}"]
+        store[name] = torch.nn.Parameter(value.float() if value.is_floating_point() else value, requires_grad=False)
     names = [name for name in order["inputs"] if name not in ("x", "t")]
     kinds = {True: torch.float32, False: torch.int64}
     example = tuple(torch.zeros(shape, dtype=kinds[floating]) for shape, floating in order["inputs"].values())
     with torch.no_grad():
-        CONVERTERS[order["kind"]](_Positional(module, names).eval(), example, folder)
+        CONVERTERS[order["kind"]](_Positional(module, names).eval(), example, folder, half)
 
 
 if __name__ == "__main__":

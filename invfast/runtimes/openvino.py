@@ -56,8 +56,8 @@ class OpenVINO:
     def memory_format(self, device: torch.device) -> torch.memory_format:
         return torch.preserve_format
 
-    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return torch.float32
+    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
+        return None
 
     def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return torch.float32

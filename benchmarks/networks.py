@@ -1,0 +1,102 @@
+"""The networks that are timed: true architectures with random weights, for speed does not depend on weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from invfast import demo
+
+SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network at a size.
+
+    Args:
+        network: makes it, float32, in eval mode.
+        latent: side of the latents.
+        tokens: of the prompt, and their width.
+        added: further inputs by name, (B, ...) without the batch.
+    """
+
+    network: Callable[[], torch.nn.Module]
+    latent: int
+    tokens: tuple[int, int]
+    added: dict[str, tuple[int, ...]]
+
+    def inputs(self, batch: int = 1) -> dict[str, torch.Tensor]:
+        """What the network is called with: x, t and the static inputs."""
+        g = torch.Generator().manual_seed(0)
+        shapes = {"x": (4, self.latent, self.latent), "encoder_hidden_states": self.tokens, **self.added}
+        drawn = {name: torch.randn(batch, *shape, generator=g) for name, shape in shapes.items()}
+        return {"x": drawn.pop("x"), "t": torch.tensor(501), **drawn}
+
+
+def _random(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return make().eval().requires_grad_(False)
+
+
+def sd15() -> torch.nn.Module:
+    """Stable Diffusion 1.5's UNet: 860 M parameters."""
+    return _random(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8))
+
+
+class SDXL(torch.nn.Module):
+    """SDXL's UNet, 2.6 billion parameters, its extra conditions as inputs of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        self.up_blocks = self.unet.up_blocks
+
+    def forward(self, x, t, encoder_hidden_states, text_embeds, time_ids, return_dict=False):
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.unet(x, t, encoder_hidden_states, added_cond_kwargs=added, return_dict=return_dict)
+
+
+def sd15_pipeline() -> StableDiffusionPipeline:
+    """SD1.5's shapes as a pipeline, random weights, for whole calls of `invert`."""
+    torch.manual_seed(0)
+    channels = (128, 256, 512, 512)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    tokenizer = demo.load_pipeline().tokenizer
+    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=1, num_attention_heads=12)
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, **blocks),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=sd15(),
+        scheduler=DDIMScheduler(**SCHEDULER, clip_sample=False, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+CASES = {
+    "bundled 64 px": Case(lambda: demo.load_pipeline().unet.eval(), 16, (12, 128), {}),
+    "SD1.5 256 px": Case(sd15, 32, (77, 768), {}),
+    "SD1.5 512 px": Case(sd15, 64, (77, 768), {}),
+    "SDXL 256 px": Case(lambda: _random(SDXL), 32, (77, 2048), {"text_embeds": (1280,), "time_ids": (6,)}),
+}

@@ -1,0 +1,74 @@
+"""Rows of results: one JSON line a runner, with machine, versions and commit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FOLDER = Path(__file__).parents[1] / "out" / "bench"
+
+
+def row(
+    case: str, runner: str, dtype: str, seconds: Sequence[float], error: float, flops: int, peak: float
+) -> dict[str, Any]:
+    """One runner's result.
+
+    Args:
+        case: what was run.
+        runner: by what.
+        dtype: in what.
+        seconds: of every round.
+        error: ||d|| / ||ref|| of one evaluation against eager float32.
+        flops: of one evaluation.
+        peak: float32 FLOP/s this machine reached in the same rounds.
+    """
+    p20, p50, p80 = (float(each) for each in np.percentile(seconds, [20, 50, 80]))
+    figures = {"p20": p20, "p50": p50, "p80": p80, "rounds": len(seconds), "error": error}
+    return {"case": case, "runner": runner, "dtype": dtype, **figures, "share_of_peak": flops / p50 / peak, **_place()}
+
+
+def skipped(case: str, runner: str, dtype: str, why: str) -> dict[str, Any]:
+    """A runner that was not run, and why."""
+    return {"case": case, "runner": runner, "dtype": dtype, "skipped": why, **_place()}
+
+
+def append(suite: str, found: Sequence[dict[str, Any]]) -> None:
+    """Adds rows to a suite's file."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / f"{suite}.jsonl").open("a") as file:
+        file.writelines(json.dumps(each) + "\n" for each in found)
+
+
+def gemm_flops() -> float:
+    """FLOP/s of a float32 matrix product, the best of three: what this machine can do right now."""
+    a, b = torch.ones(1536, 1536), torch.ones(1536, 1536)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - began)
+    return 2 * 1536**3 / min(times)
+
+
+@functools.cache
+def _place() -> dict[str, Any]:
+    models = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    cpu = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FOLDER.parents[1])
+    versions = {name: metadata.version(name) for name in ("invfast", "torch", "diffusers", "openvino")}
+    return {"machine": cpu, "versions": versions, "commit": git.stdout.strip()}
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
