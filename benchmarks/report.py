@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -38,11 +39,13 @@ def tables(rows: Iterable[dict[str, Any]]) -> str:
         head = "| | ms (p20 to p80) | speed | error | peak |\n|---|---|---|---|---|"
         lines = [f"\n**{case}**, one step, batch 1\n\n{head}"]
         for row in group:
+            if "left out" in row.get("skipped", ""):
+                continue
             if "skipped" in row:
                 lines.append(f"| {row['runner']} | not run: {row['skipped']} | | | |")
                 continue
             ms = f"{row['p50'] * 1e3:.0f} ({row['p20'] * 1e3:.0f} to {row['p80'] * 1e3:.0f})"
-            speed = f"{row['speed']:.2f} x" if row["speed"] else ""
+            speed = "" if math.isnan(row["speed"]) else f"{row['speed']:.2f} x"
             lines.append(f"| {row['runner']} | {ms} | {speed} | {row['error']:.0e} | {row['share_of_peak']:.0%} |")
         parts.append("\n".join(lines))
     last = group[-1]

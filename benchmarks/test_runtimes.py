@@ -1,6 +1,6 @@
 """One step of an inversion: every runtime beside what people use today, interleaved in one run.
 
-    python -m pytest benchmarks/test_runtimes.py --benchmark-only --timeout=0 -k "SD1.5 and 256" --runners "eager,OpenVINO"
+    python -m pytest benchmarks --benchmark-only --timeout=0 -k "SD1.5 and 256" --runners "eager,OpenVINO"
 
 All of SD1.5's runners at once take 27 GiB of memory; `--runners` names some, the baseline should be among them.
 
@@ -9,6 +9,8 @@ A row a runner goes to out/bench/runtimes.jsonl; `python -m benchmarks.report` m
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +40,7 @@ RUNNERS: dict[str, tuple[str, Callable[..., Runner]]] = {
     "invfast openvino bfloat16": ("bfloat16", partial(ours, "openvino", BF16)),
 }
 BASELINE = "diffusers eager float32"
-ROUNDS = 7
+ROUNDS = 11
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,9 +69,9 @@ def test_one_step(name, benchmark, request):
     found = [
         rows.row(name, runner, RUNNERS[runner][0], times[runner][1:], errors[runner], flops, peak) for runner in runners
     ]
-    base = next((row["p50"] for row in found if row["runner"] == BASELINE), None)
-    for row in found:  # ratios are of one run, times of different runs are not compared
-        row["speed"] = base and base / row["p50"]
+    for row in found:  # the machine's speed drifts: only times of one round are divided, then the median is taken
+        pairs = zip(times.get(BASELINE, ()), times[row["runner"]], strict=False)
+        row["speed"] = statistics.median([base / own for base, own in list(pairs)[1:]] or [math.nan])
     found += [rows.skipped(name, runner, RUNNERS[runner][0], why) for runner, why in skipped.items()]
     benchmark.extra_info["rows"] = found
     rows.append("runtimes", found)
