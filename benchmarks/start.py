@@ -11,7 +11,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from pathlib import Path
 from typing import Annotated
 
 import psutil
@@ -20,49 +22,72 @@ import typer
 from benchmarks import rows
 
 
-def serve(side: int, runtime: str) -> None:
-    """One step of `invert` on SD1.5's shapes in a process of its own; prints seconds since its start, and GiB."""
+def serve(folder: str, side: int, runtime: str, dtype: str) -> None:
+    """One step of `invert` in a process of its own; prints seconds since its start, and GiB."""
+    watch = Memory()
     import torch
+    from diffusers import StableDiffusionPipeline
 
-    from benchmarks.networks import sd15_pipeline
     from invfast import invert
 
-    pipe = sd15_pipeline()
-    made = time.time()
-    stamps: list[float] = []
+    born = psutil.Process().create_time()
+    stamps = {"imported": time.time()}
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype), safety_checker=None)
+    stamps["loaded"] = time.time()
 
     def first_step(pipe, step, t, tensors):
-        stamps.append(time.time())
+        stamps["first_step"] = time.time()
 
     x = torch.randn(1, 4, side // 8, side // 8)
-    invert(pipe, x, num_inference_steps=1, runtime=runtime, callback_on_step_end=first_step)
-    peak, children = (
-        resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    born = psutil.Process(os.getpid()).create_time()
-    found = {"weights_made": made - born, "first_step": stamps[0] - born, "peak_gib": peak, "child_peak_gib": children}
-    print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+    found = invert(pipe, x, num_inference_steps=2, runtime=runtime, callback_on_step_end=first_step, dtype="float32")
+    seconds = {name: at - born for name, at in stamps.items()}
+    seconds["one_step"] = found.stats.seconds / 2
+    print(json.dumps({name: round(value, 2) for name, value in {**seconds, **watch.peaks}.items()}))
+
+
+class Memory(threading.Thread):
+    """Peaks of this process's own memory and of all it touches, mapped files included, in GiB; sampled."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peaks = {"own_gib": 0.0, "resident_gib": 0.0}
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            now = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.endswith("kB")}
+            for name, field in (("own_gib", "RssAnon"), ("resident_gib", "VmRSS")):
+                self.peaks[name] = max(self.peaks[name], now[field])
+            time.sleep(0.02)
 
 
 def main(
     side: Annotated[int, typer.Option(help="Of the images, in pixels.")] = 512,
     runtime: Annotated[str, typer.Option(help="A runtime's name.")] = "openvino",
-    cache: Annotated[str, typer.Option(help="Folder of the cache; by default a fresh one.")] = "",
-    child: Annotated[bool, typer.Option(hidden=True)] = False,
+    dtype: Annotated[str, typer.Option(help="The pipeline's, as loaded.")] = "float32",
+    child: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Starts twice: with a cold cache and with a warm one."""
+    """Starts twice on SD1.5's shapes: with a cold cache and with a warm one."""
     if child:
-        return serve(side, runtime)
-    with tempfile.TemporaryDirectory() as fresh:
+        serve(child, side, runtime, dtype)
+        return
+    from benchmarks.networks import sd15_pipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        sd15_pipeline().save_pretrained(f"{folder}/model")
+        env = {**os.environ, "INVFAST_CACHE": f"{folder}/cache"}
         for what in ("cold", "warm"):
-            command = [sys.executable, "-m", "benchmarks.start", "--child", "--side", str(side), "--runtime", runtime]
-            env = {**os.environ, "INVFAST_CACHE": cache or fresh}
-            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            options = ["--child", f"{folder}/model", "--side", str(side), "--runtime", runtime, "--dtype", dtype]
+            command = [sys.executable, "-m", "benchmarks.start", *options]
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr)
             measured = json.loads(done.stdout.splitlines()[-1])
-            found = {"case": f"SD1.5 {side} px", "runtime": runtime, "cache": what, **measured}
-            rows.append("start", [found])
+            converter = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            found = {"case": f"SD1.5 {side} px", "runtime": runtime, "dtype": dtype, "cache": what, **measured}
+            rows.append("start", [{**found, "largest_process_gib": round(converter, 2)}])
             print(json.dumps(found), flush=True)
-    return None
 
 
 if __name__ == "__main__":

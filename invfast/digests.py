@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,24 +14,38 @@ _PLAIN = (str, int, float, bool, type(None))
 
 @torch.inference_mode()
 def weights_digest(module: torch.nn.Module) -> str | None:
-    """SHA-256 over names, dtypes, shapes and checksums of all parameters and buffers; None where weights are offloaded.
-
-    The checksums are wrapping sums of each tensor's bits along both sides of a 2-D view: one pass at the speed of
-    memory, where hashing every byte of a large network would take seconds. Any one changed value changes them.
-    """
+    """SHA-256 over names, dtypes, shapes and checksums of parameters and buffers; None where weights are offloaded."""
     sha = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if tensor.device.type == "meta":
             return None
         sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        bits = tensor.detach().contiguous().flatten().view(torch.uint8)
-        if bits.storage_offset() % 4:
-            bits = bits.clone()  # a view at an odd offset cannot be read as words
-        whole = len(bits) // 4096 * 4096
-        words = bits[:whole].view(torch.int32).reshape(-1, 1024)
-        for part in (words.sum(0, dtype=torch.int64), words.sum(1, dtype=torch.int64), bits[whole:]):
-            sha.update(part.cpu().numpy().tobytes())
+        _checksum(sha, tensor.detach().contiguous().flatten().view(torch.uint8))
     return sha.hexdigest()
+
+
+@torch.inference_mode()
+def file_digest(path: Path) -> str:
+    """SHA-256 over a file's size and checksums."""
+    size = path.stat().st_size
+    sha = hashlib.sha256(f"{size}|".encode())
+    if size:
+        _checksum(sha, torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8))
+    return sha.hexdigest()
+
+
+def _checksum(sha: hashlib._Hash, bits: torch.Tensor) -> None:
+    """Wrapping sums of bytes, taken as words, along both sides of a 2-D view: one pass at the speed of memory.
+
+    Hashing every byte of a large network would take seconds. Any one changed value changes the sums; who wants to
+    deceive is not kept out by them.
+    """
+    if bits.storage_offset() % 4:
+        bits = bits.clone()  # a view at an odd offset cannot be read as words
+    whole = len(bits) // 4096 * 4096
+    words = bits[:whole].view(torch.int32).reshape(-1, 1024)
+    for part in (words.sum(0, dtype=torch.int64), words.sum(1, dtype=torch.int64), bits[whole:]):
+        sha.update(part.cpu().numpy().tobytes())
 
 
 def tensor_digest(value: Any) -> str | None:

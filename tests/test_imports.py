@@ -22,7 +22,7 @@ ALLOWED = {
     "digests": set(),
     "provenance": {"schedule", "methods", "adapters", "digests"},
     "integrate": {"schedule"},
-    "runtimes": set(),
+    "runtimes": {"digests"},
     "adapters": {"schedule", "images", "runtimes", "digests"},
     "api": {"integrate", "methods", "adapters", "inversion", "schedule", "images", "provenance", "arguments"},
     "preparation": {"adapters"},

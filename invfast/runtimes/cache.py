@@ -18,6 +18,8 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
+from invfast.digests import file_digest
+
 logger = logging.getLogger("invfast")
 
 SCHEMA = 1
@@ -107,7 +109,7 @@ class Cache:
         try:
             build(work)
             files = {
-                path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())
+                path.name: {"size": path.stat().st_size, "digest": file_digest(path)} for path in sorted(work.iterdir())
             }
             manifest = {"schema": SCHEMA, "inputs": inputs, "files": files, "created": time.time()}
             (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -131,7 +133,7 @@ def _what_is_wrong(folder: Path, inputs: Mapping[str, Any]) -> str | None:
         return "has other files than its manifest says"
     for name, said in files.items():
         path = folder / name
-        if path.is_symlink() or path.stat().st_size != said["size"] or _sha256(path) != said["sha256"]:
+        if path.is_symlink() or path.stat().st_size != said["size"] or file_digest(path) != said["digest"]:
             return f"is damaged ({name})"
     return None
 
@@ -142,11 +144,6 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,2 @@
+#define INVFAST_LEVEL avx2
+#include "cpu_kernels.inc"

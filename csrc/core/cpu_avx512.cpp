@@ -1,0 +1,2 @@
+#define INVFAST_LEVEL avx512
+#include "cpu_kernels.inc"

@@ -1,0 +1,2 @@
+#define INVFAST_LEVEL generic
+#include "cpu_kernels.inc"
