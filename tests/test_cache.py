@@ -152,5 +152,5 @@ def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path, pe
     runtimes.release()
     pipe = stable_diffusion()
     wanted = invert(pipe, peach, num_inference_steps=2, runtime="eager")
-    assert distance(invert(pipe, peach, num_inference_steps=2, runtime="openvino").latents, wanted.latents) < 1e-5
+    assert distance(invert(pipe, peach, num_inference_steps=2, runtime="openvino").latents, wanted.latents) < 2e-5
     assert weights.read_bytes() != content

@@ -50,7 +50,7 @@ INVFAST_HD inline void anderson_weights(const double (&gram)[M][M], double (&wei
   for (int i = 0; i < M; ++i) {
     weights[i] /= total;
     magnitude += fabs(weights[i]);
-    safe = safe && isfinite(weights[i]);
+    safe = safe && weights[i] - weights[i] == 0.0;  // finite: no NaN, no infinity
   }
   if (!safe || !(magnitude <= kLimit))
     for (int i = 0; i < M; ++i) weights[i] = i == M - 1 ? 1.0 : 0.0;

@@ -86,16 +86,15 @@ class _Positional(torch.nn.Module):
         return self.module(x, t, **dict(zip(self.names, static_inputs, strict=True)), return_dict=False)[0]
 
 
-def _openvino(module: torch.nn.Module, example: tuple[torch.Tensor, ...], folder: Path, half: bool) -> None:
+def _openvino(module: torch.nn.Module, example: tuple[torch.Tensor, ...], folder: Path) -> None:
     sys.modules["openvino_telemetry"] = None  # it would report the conversion over the network
     import openvino
 
     model = openvino.convert_model(module, example_input=example)
-    openvino.save_model(model, folder / "model.xml", compress_to_fp16=half)
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)  # it would round tables of times too
 
 
-CONVERTERS: dict[str, Callable[[torch.nn.Module, tuple[torch.Tensor, ...], Path, bool], None]] = {"openvino": _openvino}
-"""(module, example inputs, folder, whether all weights were float16 and may be stored so)"""
+CONVERTERS: dict[str, Callable[[torch.nn.Module, tuple[torch.Tensor, ...], Path], None]] = {"openvino": _openvino}
 
 
 def _main() -> None:
@@ -105,7 +104,6 @@ def _main() -> None:
     module = pickle.load(sys.stdin.buffer)
     folder = Path(order["folder"])
     values = load_file(folder / WEIGHTS)
-    half = all(value.dtype == torch.float16 for value in values.values() if value.is_floating_point())
     for j, store, name, _ in _tensors(module):
         value = values[f"{j}.{name}"]
         store[name] = torch.nn.Parameter(value.float() if value.is_floating_point() else value, requires_grad=False)
@@ -113,7 +111,7 @@ def _main() -> None:
     kinds = {True: torch.float32, False: torch.int64}
     example = tuple(torch.zeros(shape, dtype=kinds[floating]) for shape, floating in order["inputs"].values())
     with torch.no_grad():
-        CONVERTERS[order["kind"]](_Positional(module, names).eval(), example, folder, half)
+        CONVERTERS[order["kind"]](_Positional(module, names).eval(), example, folder)
 
 
 if __name__ == "__main__":

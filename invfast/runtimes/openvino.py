@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class OpenVINO:
             "class": type(module).__name__,
             "network": spec.identity(),
             "runtime": f"openvino {_version()}",
-            "torch": torch.__version__,
+            **{name: metadata.version(name) for name in ("torch", "diffusers")},
             "inputs": {name: [value.ndim, value.is_floating_point()] for name, value in example_inputs.items()},
             "size": "open" if even else list(x.shape[2:]),
         }
@@ -89,7 +90,9 @@ class OpenVINO:
     def _compile(self, path: str, shapes: Mapping[str, list[int]], hint: str) -> Any:
         model = _core().read_model(path)
         model.reshape({port: shapes[name] for port, name in zip(model.inputs, shapes, strict=True)})
-        settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        if self.device == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         return _core().compile_model(model, self.device, settings).create_infer_request()
 
 
