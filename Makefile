@@ -57,24 +57,10 @@ endif
 	@touch $@
 
 # An extra's stamp means: installed, editable, at the versions of the constraints file.
-$(VENV)/.eval: $(VENV)/.python
-	@echo "installing invfast[eval] into $(VENV), a minute or two"
-	$(BIN)/python -m pip install -q -e ".[eval]"
-	@touch $@
-
-$(VENV)/.test: $(VENV)/.python
-	@echo "installing invfast[docs,eval,test] into $(VENV), a minute or two"
-	$(BIN)/python -m pip install -q -e ".[docs,eval,test]"
-	@touch $@
-
-$(VENV)/.bench: $(VENV)/.python
-	@echo "installing invfast[bench] into $(VENV), a minute or two"
-	$(BIN)/python -m pip install -q -e ".[bench]"
-	@touch $@
-
-$(VENV)/.train: $(VENV)/.python
-	@echo "installing invfast[train] into $(VENV), a minute or two"
-	$(BIN)/python -m pip install -q -e ".[train]"
+$(VENV)/.test: EXTRAS := docs,eval,test
+$(VENV)/.%: $(VENV)/.python
+	@echo "installing invfast[$(or $(EXTRAS),$*)] into $(VENV), a minute or two"
+	$(BIN)/python -m pip install -q -e ".[$(or $(EXTRAS),$*)]"
 	@touch $@
 
 clean:
