@@ -125,6 +125,15 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path / "noise") == []
 
 
+def test_a_swallowed_ctrl_c_stops_the_next_step(tmp_path):
+    """One that arrived inside a destructor, say: the flag is set, the exception went nowhere."""
+    code = "from invfast.cli import base, main; base._stop_asked.set(); main()"
+    command = [sys.executable, "-c", code, "invert", PEACH, "-o", "noise", "--steps", "999"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 130, done.stderr
+    assert os.listdir(tmp_path / "noise") == []
+
+
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -30,12 +33,31 @@ Runtime = Annotated[str, typer.Option(help="Where the network runs: auto, eager,
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 
 
+_stop_asked = threading.Event()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    _stop_asked.set()
+    raise KeyboardInterrupt
+
+
+def stop_if_asked(pipe: Any, step: int, t: int | float, tensors: dict[str, Any]) -> None:
+    """A `callback_on_step_end` that raises Ctrl-C again where it was swallowed.
+
+    An interrupt that arrives inside a destructor, or an import under a broad `except`, is lost in there.
+    """
+    if _stop_asked.is_set():
+        raise KeyboardInterrupt
+
+
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     """A command whose known failures end with a message and exit code 1."""
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, _stop)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: err.print(

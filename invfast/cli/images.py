@@ -26,6 +26,7 @@ from invfast.cli.base import (
     guarded,
     load_model,
     result,
+    stop_if_asked,
 )
 
 
@@ -75,6 +76,7 @@ def invert(
                 dtype=dtype,
                 generator=[torch.Generator().manual_seed(seed) for _ in images[run]],
                 runtime=runtime,
+                callback_on_step_end=stop_if_asked,
             )
             for j, path, target in zip(range(len(inversion)), images[run], targets[run], strict=True):
                 inversion[j].save(target)
@@ -99,7 +101,12 @@ def reconstruct(
 
     inversion = invfast.Inversion.load(file)
     found = invfast.reconstruct(
-        load_model(model, device), inversion, guidance_scale=guidance, dtype=dtype, runtime=runtime
+        load_model(model, device),
+        inversion,
+        guidance_scale=guidance,
+        dtype=dtype,
+        runtime=runtime,
+        callback_on_step_end=stop_if_asked,
     )
     _save_picture(found.images[0], output)
     row = {"command": "reconstruct", "image": str(output), "seconds": round(found.stats.seconds, 3)}
@@ -140,6 +147,7 @@ def compare(
         width=size,
         dtype=dtype,
         runtime=runtime,
+        callback_on_step_end=stop_if_asked,
     )
     _save_picture(found.picture, output)
     if not as_json:
