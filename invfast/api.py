@@ -88,7 +88,9 @@ def invert(
         width: likewise.
         generator: for methods that draw noise; a list has one an image.
         runtime: where the network runs; "auto" or a name, see `runtimes.RUNTIMES`.
-        dtype: the network's, a torch dtype or its name. Latents stay float32 (float64 for a float64 network).
+        dtype: the network's, a torch dtype or its name. None keeps the pipeline's, but on a CPU float32 for float16,
+            and bfloat16 for a large network where runtime "auto" measures that it pays. Latents stay float32 (float64
+            for a float64 network).
         cuda_graph: None or False; no runtime here captures graphs.
         save_trajectory: keep the latents of every node, on the CPU.
         callback_on_step_end: called as (pipe, step, t, tensors); may return tensors to replace, or set

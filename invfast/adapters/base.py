@@ -40,10 +40,12 @@ class Adapter(ABC):
     Args:
         pipe: the diffusers pipeline.
         runtime: runtime name.
-        dtype: the network's dtype or its name; None keeps the pipeline's, but float32 for float16 on a CPU.
+        dtype: the network's dtype or its name; None keeps the pipeline's, but float32 for float16 on a CPU, and lets
+            runtime "auto" take bfloat16 for a large network on a CPU where that pays.
 
     Raises:
-        ValueError: unknown runtime or dtype. RuntimeError: the runtime cannot run here.
+        ValueError: unknown runtime or dtype, or the runtime cannot run this network in it.
+        RuntimeError: the runtime cannot run here.
     """
 
     description: ClassVar[str]
