@@ -47,13 +47,15 @@ def ours(runtime: str, dtype: torch.dtype, module: torch.nn.Module, case: Case) 
     grid = Schedule.from_scheduler(DDIMScheduler(**SCHEDULER, clip_sample=False, set_alpha_to_one=False), STEPS)
     stepper = DDIM().inverter(Problem(grid, 1.0, CPU, torch.float32, None))
 
+    at = grid.on(CPU)[INDEX]
+
     @torch.inference_mode()
     def step(x: torch.Tensor) -> torch.Tensor:
-        return stepper.step(INDEX, {"latents": x}, predict)[0]["latents"]
+        return stepper.step(at, {"latents": x}, predict)[0]["latents"]
 
     @torch.inference_mode()
     def evaluate(x: torch.Tensor) -> torch.Tensor:
-        return predict(x, stepper.times[INDEX + 1])[0]
+        return predict(x, at.t)[0]
 
     return Runner(step, evaluate)
 

@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from invfast import adapters, arguments, images, methods, provenance
+from invfast import adapters, arguments, images, methods, ops, provenance
 from invfast.adapters import Adapter, Condition, Prompts
 from invfast.arguments import Text
 from invfast.integrate import Hooks, Run, integrate
@@ -60,6 +60,7 @@ def invert(
     runtime: str = "auto",
     dtype: torch.dtype | str | None = None,
     cuda_graph: bool | None = None,
+    kernels: str | None = None,
     save_trajectory: bool = False,
     callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -92,6 +93,8 @@ def invert(
             and bfloat16 for a large network where runtime "auto" measures that it pays. Latents stay float32 (float64
             for a float64 network).
         cuda_graph: None or False; no runtime here captures graphs.
+        kernels: implementation of the updates between evaluations, "reference", "cpp" or "triton"; None takes the best
+            that the device has (`ops.resolve`), named in the stats.
         save_trajectory: keep the latents of every node, on the CPU.
         callback_on_step_end: called as (pipe, step, t, tensors); may return tensors to replace, or set
             `pipe._interrupt = True` to stop.
@@ -122,11 +125,11 @@ def invert(
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(len(x), prompts, guidance_scale)
-        problem = _problem(model, grid, guidance_scale, generator, len(x))
+        problem = _problem(model, grid, guidance_scale, generator, len(x), kernels)
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, condition)
         hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
-        run, stats = _run(model, stepper, {"latents": x}, condition, grid, hooks)
+        run, stats = _run(model, problem, stepper, {"latents": x}, condition, hooks)
     node = stepper.steps.start + run.steps_taken
     inversion = Inversion(
         latents=run.state["latents"],
@@ -157,6 +160,7 @@ def reconstruct(
     runtime: str = "auto",
     dtype: torch.dtype | str | None = None,
     cuda_graph: bool | None = None,
+    kernels: str | None = None,
     output_type: str = "pil",
     callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -173,6 +177,7 @@ def reconstruct(
         runtime: as in `invert`.
         dtype: as in `invert`.
         cuda_graph: as in `invert`.
+        kernels: as in `invert`.
         output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
         callback_on_step_end: as in `invert`.
         callback_on_step_end_tensor_inputs: as in `invert`.
@@ -202,18 +207,20 @@ def reconstruct(
         condition = model.condition(batch, prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
             warnings.warn(f"{difference} not what the inversion was made with", stacklevel=2)
-        stepper = inversion.method.sampler(_problem(model, grid, scale, None, batch), inversion.node)
+        problem = _problem(model, grid, scale, None, batch, kernels)
+        stepper = inversion.method.sampler(problem, inversion.node)
         hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
-        run, stats = _run(model, stepper, kept, condition, grid, hooks)
+        run, stats = _run(model, problem, stepper, kept, condition, hooks)
         latents = run.state["latents"]
         output = latents if output_type == "latent" else _present(model.decode(latents), output_type)
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
 
 
 def _run(
-    model: Adapter, stepper: Stepper, state: State, condition: Condition, grid: Schedule, hooks: Hooks
+    model: Adapter, problem: Problem, stepper: Stepper, state: State, condition: Condition, hooks: Hooks
 ) -> tuple[Run, Stats]:
     """One pass over the grid under the pipeline's own progress bar."""
+    grid = problem.schedule
     predict = model.predictor(state["latents"], grid.t[-1], condition)
     with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
 
@@ -233,6 +240,7 @@ def _run(
         reason=model.reason,
         dtype=predict.dtype,
         device=str(model.device),
+        kernels=problem.kernels.name,
     )
     return run, stats
 
@@ -254,6 +262,7 @@ def _problem(
     guidance_scale: float,
     generator: torch.Generator | list[torch.Generator] | None,
     batch: int,
+    kernels: str | None,
 ) -> Problem:
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(f"generator has {len(generator)} generators for {batch} images; pass one, or one an image")
@@ -263,7 +272,8 @@ def _problem(
         # Drawn in float32 whatever the run's dtype: a seed means one noise.
         return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
 
-    return Problem(grid, model.guidance(guidance_scale), model.device, model.latent_dtype, draw)
+    chosen = ops.resolve(model.device, kernels)
+    return Problem(grid, model.guidance(guidance_scale), model.device, model.latent_dtype, draw, chosen)
 
 
 def _schedule(pipe: Any, schedule: Schedule | None, steps: int, timesteps: Sequence[int] | None) -> Schedule:

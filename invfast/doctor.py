@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from invfast import methods, runtimes
+from invfast import methods, ops, runtimes
 from invfast.runtimes.cache import Cache
 
 PACKAGES = (
@@ -39,6 +39,7 @@ def report() -> dict[str, Any]:
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "runtimes": {name: runtime.unavailable() or "available" for name, runtime in runtimes.RUNTIMES.items()},
+        "kernels": _kernels(),
         "bfloat16": _bfloat16(),
         "cache": _cache(),
         "metrics": _importable("torchmetrics", "eval"),
@@ -54,11 +55,19 @@ def lines(found: dict[str, Any]) -> list[str]:
         *(f"device {name}: {what or 'none'}" for name, what in found["devices"].items()),
         *(f"runtime {name}: {state}" for name, state in found["runtimes"].items()),
         f"runtime auto: {AUTO}",
+        *(f"kernels {name}: {state}" for name, state in found["kernels"].items()),
         f"bfloat16 on the CPU: {found['bfloat16']}",
         f"cache: {found['cache']}",
         f"metrics: {found['metrics']}",
         *(f"method {name}: {what}" for name, what in found["methods"].items()),
     ]
+
+
+def _kernels() -> dict[str, str]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = ops.resolve(device)
+    states = {name: ops.unavailable(name, device) or f"available on {device}" for name in ops.NAMES}
+    return {**states, "auto": f"{chosen.name} ({chosen.reason})"}
 
 
 def _bfloat16() -> str:

@@ -19,6 +19,23 @@ from diffusers import DDIMScheduler
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of a grid as it is taken, in either direction.
+
+    Args:
+        i: its number: it joins nodes i and i + 1.
+        index: the same as a table's index: an int, or int64 () on the device where one captured graph serves all steps.
+        source_t: () time of node i, on the device.
+        t: () time of node i + 1, at which the network is asked, on the device.
+    """
+
+    i: int
+    index: int | torch.Tensor
+    source_t: torch.Tensor
+    t: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """N steps over N + 1 nodes, float64 on the CPU.
@@ -71,6 +88,11 @@ class Schedule:
     def source_sigma(self) -> torch.Tensor:
         """(N,) noise level of each step's source."""
         return (1 - self.source_alpha**2).sqrt()
+
+    def on(self, device: torch.device | str) -> tuple[Step, ...]:
+        """Every step with its times on a device: copied once, before the loop."""
+        times = self.t.to(device).unbind()
+        return tuple(Step(i, i, times[i], times[i + 1]) for i in range(self.num_steps))
 
     @property
     def digest(self) -> str:

@@ -280,9 +280,10 @@ def test_no_step_waits_for_the_device(method):
     stepper = METHODS[method].inverter(problem)
     state = stepper.init({"latents": torch.randn(1, 4, 8, 8)})
     predict = lambda x, t, samples=None: (0.1 * x,)  # noqa: E731
+    steps = grid.on("cpu")
     with torch.inference_mode(), Forbidden() as mode:
         for i in stepper.steps:
-            state, _ = stepper.step(i, state, predict)
+            state, _ = stepper.step(steps[i], state, predict)
     assert mode.found == []
 
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from invfast import rows
-from invfast.ops import lincomb
-from invfast.schedule import Schedule
+from invfast.ops import REFERENCE, Kernels
+from invfast.schedule import Schedule, Step
 
 State = dict[str, torch.Tensor]
 """What a step hands to the next, by name, each (B, C, h, w); always holds "latents"."""
@@ -39,6 +39,7 @@ class Problem:
         guidance_scale: above 1 the network answers with two outputs.
         device, dtype: of latents and tables; float64 for a float64 network, else float32.
         draw: (shape of x_0) -> standard normal noise of that shape, one draw per image; takes the method's own seed.
+        kernels: the implementation of the ops.
     """
 
     schedule: Schedule
@@ -46,11 +47,7 @@ class Problem:
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     draw: Callable[[Sequence[int], int], torch.Tensor] | None = None
-
-    @property
-    def times(self) -> torch.Tensor:
-        """(N + 1,) the nodes' times on the device: copied once, not before every evaluation."""
-        return self.schedule.t.to(self.device)
+    kernels: Kernels = REFERENCE
 
     def place(self, table: torch.Tensor) -> torch.Tensor:
         """A table without a network output, on the device."""
@@ -73,8 +70,8 @@ class Stepper(Protocol):
     def init(self, state: State) -> State:
         """The state before the first step. Upwards it is given {"latents": x_0}, downwards what the inversion kept."""
 
-    def step(self, i: int, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
-        """The state after step i, and each image's relative residual |f(y) - y| / |f(y)|, shape (B,), where known."""
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
+        """The state after a step, and, where known, of each image |f(y) - y|^2 and |f(y)|^2 in (B, 2 or more)."""
 
 
 class Method:
@@ -87,7 +84,7 @@ class Method:
     def sampler(self, problem: Problem, start: int) -> Stepper:
         """Noise to data from node `start`: deterministic DDIM unless the method brings its own."""
         table = problem.place_guided(rows.down(problem.schedule))
-        return Linear(problem.times, table, range(start - 1, -1, -1))
+        return Linear(problem.kernels, table, range(start - 1, -1, -1))
 
 
 @dataclass(frozen=True)
@@ -95,14 +92,14 @@ class Linear:
     """One evaluation and one row a step: inputs (latents, carried, o), outputs (latents, carried).
 
     Args:
-        times: (N + 1,) of the nodes, on the device.
+        kernels: the ops.
         table: (N, 1 + len(carried), ...) placed rows.
         steps: which steps, in order.
         carried: names of the state tensors beside the latents; where they are not given they begin as the latents.
         keep: those of them that belong to the result.
     """
 
-    times: torch.Tensor
+    kernels: Kernels
     table: torch.Tensor
     steps: range
     carried: tuple[str, ...] = ()
@@ -111,7 +108,8 @@ class Linear:
     def init(self, state: State) -> State:
         return {name: state.get(name, state["latents"]) for name in ("latents", *self.carried)}
 
-    def step(self, i: int, state: State, predict: Predict) -> tuple[State, None]:
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
         x = state["latents"]
-        inputs = [x, *(state[name] for name in self.carried), *predict(x, self.times[i + 1])]
-        return dict(zip(("latents", *self.carried), lincomb(inputs, self.table, i), strict=True)), None
+        inputs = [x, *(state[name] for name in self.carried), *predict(x, step.t)]
+        outputs = self.kernels.lincomb(inputs, self.table, step.index)
+        return dict(zip(("latents", *self.carried), outputs, strict=True)), None

@@ -18,4 +18,4 @@ class DDIM(Method):
     def inverter(self, problem: Problem, start: int = 0) -> Linear:
         schedule = problem.schedule
         table = problem.place_guided(rows.explicit(rows.up(schedule)))
-        return Linear(problem.times, table, range(start, schedule.num_steps))
+        return Linear(problem.kernels, table, range(start, schedule.num_steps))

@@ -61,6 +61,6 @@ class EasyInv(Method):
         steps = range(start, schedule.num_steps)
         if self.variant == "after":
             table = rows.damp(rows.explicit(up), self.eta, window)
-            return Linear(problem.times, problem.place_guided(table), steps)
+            return Linear(problem.kernels, problem.place_guided(table), steps)
         table = rows.blend_before(up, self.eta, window)
-        return Linear(problem.times, problem.place_guided(table), steps, ("last",))
+        return Linear(problem.kernels, problem.place_guided(table), steps, ("last",))

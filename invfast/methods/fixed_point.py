@@ -13,7 +13,7 @@ import torch
 
 from invfast import rows
 from invfast.methods.base import Method, Predict, Problem, State
-from invfast.ops import anderson_mix, lincomb, lincomb_residual
+from invfast.schedule import Step
 
 MIXINGS = ("plain", "averaged", "anderson")
 EXTRAPOLATIONS = {None: 0, "constant": 1, "linear": 2, "quadratic": 3}
@@ -66,7 +66,7 @@ class Implicit:
 
     def __init__(self, method: FixedPoint, problem: Problem, start: int) -> None:
         schedule = problem.schedule
-        self.method, self.times = method, problem.times
+        self.method, self.kernels = method, problem.kernels
         self.steps = range(start, schedule.num_steps)
         up = rows.up(schedule)
         self.up = problem.place_guided(rows.with_residual(up) if method.mixing == "anderson" else up)
@@ -80,53 +80,53 @@ class Implicit:
     def init(self, state: State) -> State:
         return {"latents": state["latents"]}
 
-    def step(self, i: int, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
-        x, t = state["latents"], self.times[i + 1]
-        y = self._first(i, state, predict)
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
+        x = state["latents"]
+        y = self._first(step, state, predict)
         found = _Found(x.shape[0], self.method.tolerance)
         values: list[torch.Tensor] = []
         residuals: list[torch.Tensor] = []
         for k in range(self.method.iterations):
-            output = predict(y, t, found.open)
-            (f, *r), sums = lincomb_residual((x, y, *output), self.up, i, y)
+            output = predict(y, step.t, found.open)
+            f, *r, sums = self.kernels.lincomb_residual((x, y, *output), self.up, step.index, y)
             values = [*values, f][-self.method.window :]
             residuals = [*residuals, *r][-self.method.window :]
             mixed = self._mix(values, residuals)
             last = k == self.method.iterations - 1
-            found.settle(f, mixed, y, output, (sums[:, 0] / sums[:, 1]).sqrt(), last)
+            found.settle(f, mixed, y, output, sums, last)
             if found.open == []:
                 break
             y = mixed
-        return self._advance(i, state, found), found.residual
+        return self._advance(step, state, found), found.sums
 
-    def _first(self, i: int, state: State, predict: Predict) -> torch.Tensor:
+    def _first(self, step: Step, state: State, predict: Predict) -> torch.Tensor:
         """The iterate a step begins with."""
         x = state["latents"]
         if not self.order:
             return x
-        if i == self.steps.start:  # no noise yet: one evaluation more, as Uni-Inv does
-            return lincomb((x, x, *predict(x, self.times[i + 1])), self.up, i)[0]
+        if step.i == self.steps.start:  # no noise yet: one evaluation more, as Uni-Inv does
+            return self.kernels.lincomb((x, x, *predict(x, step.t)), self.up, step.index)[0]
         history = [state.get(f"noise_{j}", x) for j in range(1, self.order + 1)]  # a missing one has weight zero
-        return lincomb((x, *history), self.forecast, i)[0]
+        return self.kernels.lincomb((x, *history), self.forecast, step.index)[0]
 
     def _mix(self, values: list[torch.Tensor], residuals: list[torch.Tensor]) -> torch.Tensor:
         if len(values) == 1 or self.method.mixing == "plain":
             return values[-1]
         if self.method.mixing == "averaged":
-            return lincomb(values[-2:], self.mean, 0)[0]
-        return anderson_mix(values, residuals)
+            return self.kernels.lincomb(values[-2:], self.mean, 0)[0]
+        return self.kernels.anderson_mix(values, residuals)
 
-    def _advance(self, i: int, state: State, found: _Found) -> State:
+    def _advance(self, step: Step, state: State, found: _Found) -> State:
         new = {"latents": found.latents}
         if self.order:
-            new["noise_1"] = self._predicted_noise(i, found)
+            new["noise_1"] = self._predicted_noise(step, found)
             new |= {f"noise_{j + 1}": state[f"noise_{j}"] for j in range(1, self.order) if f"noise_{j}" in state}
         return new
 
-    def _predicted_noise(self, i: int, found: _Found) -> torch.Tensor:
+    def _predicted_noise(self, step: Step, found: _Found) -> torch.Tensor:
         if self.network_predicts_noise:
             return found.output[0]
-        return lincomb((found.asked, *found.output), self.noise, i)[0]
+        return self.kernels.lincomb((found.asked, *found.output), self.noise, step.index)[0]
 
 
 class _Found:
@@ -142,24 +142,24 @@ class _Found:
         mixed: torch.Tensor,
         y: torch.Tensor,
         output: tuple[torch.Tensor, ...],
-        residual: torch.Tensor,
+        sums: torch.Tensor,
         last: bool,
     ) -> None:
         """Takes an iteration's result for every open image; an image closes with f once its residual is small."""
         if not self.tolerance:
-            self.latents, self.asked, self.output, self.residual = mixed, y, output, residual
+            self.latents, self.asked, self.output, self.sums = mixed, y, output, sums
             self.open = [] if last else None
             return
-        small = residual < self.tolerance
+        small = sums[:, 0] < self.tolerance**2 * sums[:, 1]
         latents = torch.where(_per_sample(small, f), f, mixed)
-        new = (latents, y, residual, *output)
+        new = (latents, y, sums, *output)
         if self.open is not None:
             fresh = torch.zeros(self.batch, dtype=torch.bool, device=f.device)
             fresh[self.open] = True
-            old = (self.latents, self.asked, self.residual, *self.output)
+            old = (self.latents, self.asked, self.sums, *self.output)
             new = tuple(torch.where(_per_sample(fresh, a), a, b) for a, b in zip(new, old, strict=True))
             small |= ~fresh
-        self.latents, self.asked, self.residual, *self.output = new
+        self.latents, self.asked, self.sums, *self.output = new
         # The one place where the loop reads from the device, and only when a tolerance asks for it.
         self.open = [] if last else [j for j, done in enumerate(small.tolist()) if not done]
 

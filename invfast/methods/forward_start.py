@@ -14,7 +14,7 @@ import torch
 from invfast import rows
 from invfast.methods.base import Method, Predict, Problem, State, Stepper
 from invfast.methods.ddim import DDIM
-from invfast.ops import lincomb
+from invfast.schedule import Step
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ class _Jumped:
         self.inner = method.method.inverter(problem, method.steps)
         self.steps, self.keep = self.inner.steps, ("noise", *self.inner.keep)
         self.table = problem.place(rows.jump(problem.schedule, method.steps))
+        self.kernels = problem.kernels
         self.noise = lambda shape: problem.draw(shape, method.seed)
 
     def init(self, state: State) -> State:
         x = state["latents"]
         noise = self.noise(x.shape)
-        return {**self.inner.init({"latents": lincomb((x, noise), self.table, 0)[0]}), "noise": noise}
+        return {**self.inner.init({"latents": self.kernels.lincomb((x, noise), self.table, 0)[0]}), "noise": noise}
 
-    def step(self, i: int, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
-        new, residual = self.inner.step(i, state, predict)
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
+        new, residual = self.inner.step(step, state, predict)
         return {**new, "noise": state["noise"]}, residual

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from invfast.ops.contract import check_history
+
 RIDGE = 1e-10
 WEIGHT_LIMIT = 1e3
 
@@ -21,14 +23,18 @@ def anderson_mix(values: Sequence[torch.Tensor], residuals: Sequence[torch.Tenso
     takes the latest value as it is.
 
     Args:
-        values: m tensors f_j of shape (B, ...), float32 or float64.
-        residuals: m tensors r_j = f_j - y_j of the same shape.
+        values: m = 1..4 tensors f_j of shape (B, ...), float32 or float64.
+        residuals: m tensors r_j = f_j - y_j of the same shape and dtype.
 
     Returns:
         (B, ...) the mixed iterate, in the values' dtype.
+
+    Raises:
+        TypeError, ValueError: they are not alike.
     """
+    check_history(values, residuals)
     if len(values) == 1:
-        return values[0]
+        return values[0].clone()
     r = torch.stack([x.flatten(1) for x in residuals], 1)
     weights = _weights((r @ r.transpose(1, 2)).double()).to(values[0].dtype)
     shape = (-1,) + (1,) * (values[0].ndim - 1)

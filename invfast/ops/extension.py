@@ -1,0 +1,53 @@
+"""The compiled extension invfast/_C.abi3.so: found, loaded once, or the reason why not."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY = Path(__file__).parents[1] / "_C.abi3.so"
+REASON = Path(__file__).parents[1] / "_C.reason"
+"""What the build wrote where it made no extension."""
+
+BUILD = "install a C++ compiler and cmake, then: pip install --no-build-isolation -e ."
+
+
+def unavailable(kind: str = "cpu") -> str | None:
+    """Why the extension cannot run on a kind of device, with the remedy; None where it can."""
+    if not LIBRARY.exists():
+        why = REASON.read_text().strip() if REASON.exists() else "this installation has no compiled extension"
+        return f"{why} ({BUILD})"
+    try:
+        load()
+    except OSError as error:
+        return f"{LIBRARY.name} does not load: {error} (build it again for torch {torch.__version__}: {BUILD})"
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(kind)
+    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key("invfast_cpp::lincomb", key):
+        return f"{LIBRARY.name} was built without kernels for {kind}"
+    return None
+
+
+@functools.cache
+def load() -> Any:
+    """The raw ops of the extension, `torch.ops.invfast_cpp`.
+
+    Raises:
+        OSError: the library is missing or does not fit this torch.
+    """
+    from invfast.ops.registry import register
+
+    register("invfast_cpp")
+    torch.ops.load_library(LIBRARY)
+    return _Overloads(torch.ops.invfast_cpp)
+
+
+class _Overloads:
+    """The one overload of each op: calling it spares the search among overloads."""
+
+    def __init__(self, namespace: Any) -> None:
+        self.lincomb = namespace.lincomb.default
+        self.lincomb_residual = namespace.lincomb_residual.default
+        self.anderson_mix = namespace.anderson_mix.default
