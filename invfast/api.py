@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 
-from invfast import adapters, arguments, images, methods, ops, provenance
-from invfast.adapters import Adapter, Condition, Prompts
+from invfast import adapters, arguments, images, methods, provenance, run
+from invfast.adapters import Prompts
 from invfast.arguments import Text
-from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Inversion, Stats
-from invfast.methods import Method, Problem
-from invfast.methods.base import State, Stepper
+from invfast.methods import Method
 from invfast.schedule import Schedule
 
 logger = logging.getLogger("invfast")
@@ -92,7 +89,7 @@ def invert(
         dtype: the network's, a torch dtype or its name. None keeps the pipeline's, but on a CPU float32 for float16,
             and bfloat16 for a large network where runtime "auto" measures that it pays. Latents stay float32 (float64
             for a float64 network).
-        cuda_graph: None or False; no runtime here captures graphs.
+        cuda_graph: None captures steps as CUDA graphs where device and runtime allow it, True insists, False declines.
         kernels: implementation of the updates between evaluations, "reference", "cpp" or "triton"; None takes the best
             that the device has (`ops.resolve`), named in the stats.
         save_trajectory: keep the latents of every node, on the CPU.
@@ -125,16 +122,16 @@ def invert(
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(len(x), prompts, guidance_scale)
-        problem = _problem(model, grid, guidance_scale, generator, len(x), kernels)
+        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels)
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, condition)
-        hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
-        run, stats = _run(model, problem, stepper, {"latents": x}, condition, hooks)
-    node = stepper.steps.start + run.steps_taken
+        hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
+        found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, cuda_graph)
+    node = stepper.steps.start + found.steps_taken
     inversion = Inversion(
-        latents=run.state["latents"],
+        latents=found.state["latents"],
         init_latents=x.clone(),
-        state={name: run.state[name] for name in stepper.keep},
+        state={name: found.state[name] for name in stepper.keep if name in found.state},
         schedule=grid,
         method=chosen,
         node=node,
@@ -142,7 +139,7 @@ def invert(
         negative_prompt=texts[1],
         guidance_scale=float(guidance_scale),
         stats=stats,
-        trajectory=run.trajectory,
+        trajectory=found.trajectory,
         provenance=record,
     )
     if node < grid.num_steps:
@@ -207,73 +204,13 @@ def reconstruct(
         condition = model.condition(batch, prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
             warnings.warn(f"{difference} not what the inversion was made with", stacklevel=2)
-        problem = _problem(model, grid, scale, None, batch, kernels)
+        problem = run.problem(model, grid, scale, None, batch, kernels)
         stepper = inversion.method.sampler(problem, inversion.node)
-        hooks = _hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
-        run, stats = _run(model, problem, stepper, kept, condition, hooks)
-        latents = run.state["latents"]
+        hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
+        found, stats = run.run(model, problem, stepper, kept, condition, hooks, cuda_graph)
+        latents = found.state["latents"]
         output = latents if output_type == "latent" else _present(model.decode(latents), output_type)
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
-
-
-def _run(
-    model: Adapter, problem: Problem, stepper: Stepper, state: State, condition: Condition, hooks: Hooks
-) -> tuple[Run, Stats]:
-    """One pass over the grid under the pipeline's own progress bar."""
-    grid = problem.schedule
-    predict = model.predictor(state["latents"], grid.t[-1], condition)
-    with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
-
-        def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
-            bar.update()
-            return hooks.on_step(step, t, state) if hooks.on_step else None
-
-        run = integrate(
-            stepper, state, predict, grid, Hooks(on_step, interrupted=hooks.interrupted, trajectory=hooks.trajectory)
-        )
-    stats = Stats(
-        evaluations=tuple(predict.evaluations),
-        samples=predict.samples,
-        seconds=run.seconds,
-        residual=run.residual,
-        runtime=model.runtime.name,
-        reason=model.reason,
-        dtype=predict.dtype,
-        device=str(model.device),
-        kernels=problem.kernels.name,
-    )
-    return run, stats
-
-
-def _hooks(model: Adapter, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
-    def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
-        unknown = [name for name in names if name not in state]
-        if unknown:
-            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
-        new = callback(model.pipe, step - 1, t, {name: state[name] for name in names})
-        return arguments.replacements(new, state)
-
-    return Hooks(on_step if callback else None, lambda: model.interrupted, trajectory)
-
-
-def _problem(
-    model: Adapter,
-    grid: Schedule,
-    guidance_scale: float,
-    generator: torch.Generator | list[torch.Generator] | None,
-    batch: int,
-    kernels: str | None,
-) -> Problem:
-    if isinstance(generator, list) and len(generator) != batch:
-        raise ValueError(f"generator has {len(generator)} generators for {batch} images; pass one, or one an image")
-
-    def draw(shape: Sequence[int], seed: int) -> torch.Tensor:
-        own = [torch.Generator().manual_seed(seed + j) for j in range(batch)] if generator is None else generator
-        # Drawn in float32 whatever the run's dtype: a seed means one noise.
-        return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
-
-    chosen = ops.resolve(model.device, kernels)
-    return Problem(grid, model.guidance(guidance_scale), model.device, model.latent_dtype, draw, chosen)
 
 
 def _schedule(pipe: Any, schedule: Schedule | None, steps: int, timesteps: Sequence[int] | None) -> Schedule:

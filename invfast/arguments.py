@@ -36,8 +36,8 @@ def check_options(
 ) -> None:
     if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale) or guidance_scale < 0:
         raise ValueError(f"guidance_scale must be a finite number of at least 0, got {guidance_scale!r}")
-    if cuda_graph:
-        raise ValueError("cuda_graph=True is unavailable: this version captures no graphs; pass None or False")
+    if cuda_graph not in (None, True, False):
+        raise TypeError(f"cuda_graph must be None, True or False, got {cuda_graph!r}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback_on_step_end must be callable, got {callback!r}")
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from invfast.schedule import Schedule
+from invfast.schedule import Schedule, Step
 
 if TYPE_CHECKING:
     from invfast.methods.base import Predict, State, Stepper
+
+
+Take = Callable[[Step, "State"], "tuple[State, torch.Tensor | None]"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class Hooks:
 
     Args:
         on_step: (steps taken so far, time, state) -> tensors of the state to replace, or None.
+        progress: called after each step.
         interrupted: asked before each step; True ends the run where it stands.
         trajectory: keep the latents of every node.
     """
 
     on_step: Callable[[int, int | float, State], State | None] | None = None
+    progress: Callable[[], None] = lambda: None
     interrupted: Callable[[], bool] = lambda: False
     trajectory: bool = False
 
@@ -43,8 +48,12 @@ class Run:
     seconds: float
 
 
-def integrate(stepper: Stepper, state: State, predict: Predict, schedule: Schedule, hooks: Hooks) -> Run:
+def integrate(
+    stepper: Stepper, state: State, predict: Predict, schedule: Schedule, hooks: Hooks, take: Take | None = None
+) -> Run:
     """Takes every step of `stepper` from a state: "latents" (B, C, h, w), and what else the method kept.
+
+    `take` is how a step is taken where it is not by calling the stepper; it may reuse the state's memory.
 
     Raises:
         FloatingPointError: a latent became non-finite; names step, t, image and dtype. On the CPU at the step itself;
@@ -60,12 +69,14 @@ def integrate(stepper: Stepper, state: State, predict: Predict, schedule: Schedu
         for i in stepper.steps:
             if hooks.interrupted():
                 break
-            state, squares = stepper.step(steps[i], state, predict)
+            state, squares = take(steps[i], state) if take else stepper.step(steps[i], state, predict)
             taken += 1
             if squares is not None:
                 sums.append(squares)
+            hooks.progress()
             if hooks.on_step is not None:
-                state = {**state, **(hooks.on_step(taken, schedule.t[i + 1].item(), state) or {})}
+                shown = {name: value.clone() for name, value in state.items()} if take else state
+                state = {**state, **(hooks.on_step(taken, schedule.t[i + 1].item(), shown) or {})}
             finite.watch(taken, i, state["latents"])
             if hooks.trajectory:
                 nodes.append(_to_host(state["latents"]))

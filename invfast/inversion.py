@@ -42,6 +42,7 @@ class Stats:
         dtype: what it computed in.
         device: where its weights were.
         kernels: implementation of the updates between evaluations.
+        cuda_graph: whether its steps were captured and replayed as CUDA graphs.
         reason: why it ran in this runtime and dtype.
     """
 
@@ -53,6 +54,7 @@ class Stats:
     dtype: torch.dtype
     device: str
     kernels: str = "reference"
+    cuda_graph: bool = False
     reason: str = ""
 
 
@@ -64,7 +66,8 @@ class Inversion:
         latents: (B, C, h, w) at node `node`: x_T, the noise, when the run went through. float32 (float64 for a float64
             network), on the network's device.
         init_latents: (B, C, h, w) the encoded images x_0.
-        state: what else the method keeps, by name, shaped like the latents (ForwardStart its noise).
+        state: what else the method keeps, by name: shaped like the latents (ForwardStart's noise) or several of them an
+            image, (B, n, C, h, w) (the maps of NoiseMaps).
         schedule: the grid, shared by both directions.
         method: the Method instance.
         node: how far the run came, `schedule.num_steps` unless it was interrupted.
@@ -189,6 +192,7 @@ def _plain(inversion: Inversion) -> dict[str, Any]:
             "dtype": str(stats.dtype).removeprefix("torch."),
             "device": stats.device,
             "kernels": stats.kernels,
+            "cuda_graph": stats.cuda_graph,
             "reason": stats.reason,
         },
         "provenance": dict(inversion.provenance),
@@ -246,7 +250,9 @@ def _check_shapes(inversion: Inversion) -> None:
     if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"latents must be float32 or float64 (B, C, h, w), got {x.dtype} {tuple(x.shape)}")
     for name, other in {"init_latents": inversion.init_latents, **inversion.state}.items():
-        if other.shape != x.shape or other.dtype != x.dtype:
+        several = name in inversion.state and other.ndim == 5
+        shape = other.shape[:1] + other.shape[2:] if several else other.shape
+        if shape != x.shape or other.dtype != x.dtype:
             raise ValueError(f"{name} is {other.dtype} {tuple(other.shape)}, latents are {x.dtype} {tuple(x.shape)}")
     if not isinstance(inversion.node, int) or not 0 <= inversion.node <= steps:
         raise ValueError(f"node must lie in 0..{steps}, got {inversion.node!r}")

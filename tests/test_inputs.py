@@ -55,10 +55,10 @@ def test_output_types(tiny, peach):
     assert np.abs(np.asarray(pil[0]) / 255 - arrays[0]).max() < 1 / 254
     assert torch.equal(latents.images, latents.latents)
     assert len(reconstruct(tiny, inv, return_dict=False)) == 1
-    latents, init = invert(tiny, peach, **QUICK, return_dict=False)
-    assert torch.equal(latents, inv.latents[:1]) or distance(latents, inv.latents[:1]) < 1e-5
+    latents, init = invert(tiny, [peach, peach], **QUICK, return_dict=False)
+    assert torch.equal(latents, inv.latents)
     assert latents.requires_grad_().is_leaf
-    assert init.shape == (1, 4, 8, 8)
+    assert init.shape == (2, 4, 8, 8)
 
 
 def test_schedulers_of_other_samplers_are_read_on_the_ddim_grid(peach):
@@ -112,7 +112,7 @@ def test_a_schedule_of_ones_own(tiny, peach):
         ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be a finite number"),
         ({"guidance_scale": "high"}, ValueError, "guidance_scale must be a finite number"),
         ({"height": 63}, ValueError, "height must be a positive multiple of 8, got 63"),
-        ({"cuda_graph": True}, ValueError, "captures no graphs"),
+        ({"cuda_graph": True}, ValueError, "need a CUDA device, the pipeline is on cpu"),
         ({"schedule": 50}, TypeError, "must be an invfast.Schedule"),
         ({"schedule": Schedule([0, 1], [0.9, 0.5], "v_prediction")}, ValueError, "network predicts 'epsilon'"),
         ({"schedule": Schedule([0, 1], [0.9, 0.5]), "timesteps": [1]}, ValueError, "schedule or timesteps, not both"),

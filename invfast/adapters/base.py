@@ -104,6 +104,15 @@ class Adapter(ABC):
         return weights_digest(self.pipe.unet)
 
     @property
+    def uncapturable(self) -> str | None:
+        """Why steps cannot be captured as CUDA graphs; None where they can."""
+        if self.device.type != "cuda":
+            return f"CUDA graphs need a CUDA device, the pipeline is on {self.device}"
+        if not self.runtime.capturable:
+            return f"runtime {self.runtime.name!r} runs outside torch's stream"
+        return _opaque(self.pipe.unet)
+
+    @property
     def interrupted(self) -> bool:
         return bool(self.pipe._interrupt)
 

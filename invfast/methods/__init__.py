@@ -11,6 +11,10 @@ from invfast.methods.ddim import DDIM
 from invfast.methods.easyinv import EasyInv
 from invfast.methods.fixed_point import FixedPoint
 from invfast.methods.forward_start import ForwardStart
+from invfast.methods.gnri import GNRI
+from invfast.methods.noise_maps import NoiseMaps
+from invfast.methods.renoise import ReNoise
+from invfast.methods.reversible import BDIA, EDICT, OBELM
 
 METHODS: dict[str, Method] = {
     "ddim": DDIM(),
@@ -21,11 +25,20 @@ METHODS: dict[str, Method] = {
     "anderson": FixedPoint(3, mixing="anderson"),
     "warm_start": FixedPoint(1, warm_start="constant"),
     "forward_start": ForwardStart(2),
+    "edict": EDICT(),
+    "bdia": BDIA(),
+    "obelm": OBELM(),
+    "noise_maps": NoiseMaps(),
+    "renoise": ReNoise(),
+    "gnri": GNRI(),
 }
 """What the names mean. AIDI_E is "averaged", AIDI_A "anderson", Uni-Inv "warm_start"."""
 
 
-CLASSES = {cls.__name__: cls for cls in (DDIM, EasyInv, FixedPoint, ForwardStart)}
+CLASSES = {
+    cls.__name__: cls
+    for cls in (DDIM, EasyInv, FixedPoint, ForwardStart, EDICT, BDIA, OBELM, NoiseMaps, ReNoise, GNRI)
+}
 
 
 def to_dict(method: Method) -> dict[str, Any]:
@@ -69,13 +82,19 @@ def resolve(method: str | Method) -> Method:
 
 
 __all__ = [
+    "BDIA",
     "DDIM",
+    "EDICT",
+    "GNRI",
     "METHODS",
+    "OBELM",
     "EasyInv",
     "FixedPoint",
     "ForwardStart",
     "Method",
+    "NoiseMaps",
     "Problem",
+    "ReNoise",
     "from_dict",
     "resolve",
     "to_dict",

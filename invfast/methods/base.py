@@ -13,7 +13,8 @@ from invfast.ops import REFERENCE, Kernels
 from invfast.schedule import Schedule, Step
 
 State = dict[str, torch.Tensor]
-"""What a step hands to the next, by name, each (B, C, h, w); always holds "latents"."""
+"""What a step hands to the next, by name, images first: "latents" (B, C, h, w), always there, and others of that shape or
+(B, n, C, h, w)."""
 
 
 class Predict(Protocol):
@@ -29,6 +30,9 @@ class Predict(Protocol):
         self, x: torch.Tensor, t: torch.Tensor, samples: list[int] | None = None
     ) -> tuple[torch.Tensor, ...]: ...
 
+    def many(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The batch at several times: x (n, B, C, h, w), t (n,) -> outputs of x's shape."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -38,7 +42,8 @@ class Problem:
         schedule: the grid.
         guidance_scale: above 1 the network answers with two outputs.
         device, dtype: of latents and tables; float64 for a float64 network, else float32.
-        draw: (shape of x_0) -> standard normal noise of that shape, one draw per image; takes the method's own seed.
+        draw: (shape, seed) -> standard normal noise (B, ...), each image's from a generator of its own; takes the
+            method's own seed.
         kernels: the implementation of the ops.
     """
 
@@ -66,6 +71,11 @@ class Stepper(Protocol):
 
     keep: tuple[str, ...]
     """What of the final state, beside the latents, belongs to the result; the rest only served the steps."""
+
+    # A stepper may also have
+    #   phases: ranges of steps that launch the same work, one captured graph each; by default all steps are one;
+    #   iterations: their largest number where residuals cut a step short; it then has begin, iterate and finish, as
+    #   `fixed_point.Implicit` does, for the executor to call.
 
     def init(self, state: State) -> State:
         """The state before the first step. Upwards it is given {"latents": x_0}, downwards what the inversion kept."""

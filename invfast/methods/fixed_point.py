@@ -60,7 +60,11 @@ class FixedPoint(Method):
 
 
 class Implicit:
-    """The stepper of FixedPoint. Images that are done are masked, so that a batch equals its images."""
+    """The stepper of FixedPoint: begin, iterate, finish. Images that are done are masked, so that a batch equals its images.
+
+    What the pieces hand on is tensors by name, so that each piece can be captured; only `step` reads from the device,
+    and only where a tolerance asks for it.
+    """
 
     keep = ()
 
@@ -71,97 +75,95 @@ class Implicit:
         up = rows.up(schedule)
         self.up = problem.place_guided(rows.with_residual(up) if method.mixing == "anderson" else up)
         self.mean = problem.place(torch.full((1, 1, 2), 0.5, dtype=torch.float64))
+        self.memory = {"plain": 0, "averaged": 1, "anderson": method.window - 1}[method.mixing]
         self.order = EXTRAPOLATIONS[method.warm_start]
         if self.order:
             self.forecast = problem.place(rows.forecast(schedule, self.order, start))
             self.noise = problem.place_guided(rows.noise(schedule))
             self.network_predicts_noise = schedule.prediction_type == "epsilon" and problem.guidance_scale <= 1
 
+    @property
+    def phases(self) -> tuple[range, ...]:
+        """Without a noise to start from, the first step of a warm start does something else."""
+        return (self.steps[:1], self.steps[1:]) if self.order else (self.steps,)
+
+    @property
+    def iterations(self) -> int | None:
+        """Iterations of a step that the residuals may cut short; None where a step is always the same work."""
+        return self.method.iterations if self.method.tolerance else None
+
     def init(self, state: State) -> State:
-        return {"latents": state["latents"]}
+        x = state["latents"]
+        return {"latents": x, **{f"noise_{j}": x for j in range(1, self.order + 1)}}  # unknown ones have weight zero
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
-        x = state["latents"]
-        y = self._first(step, state, predict)
-        found = _Found(x.shape[0], self.method.tolerance)
-        values: list[torch.Tensor] = []
-        residuals: list[torch.Tensor] = []
+        work, samples = self.begin(step, state, predict), None
         for k in range(self.method.iterations):
-            output = predict(y, step.t, found.open)
-            f, *r, sums = self.kernels.lincomb_residual((x, y, *output), self.up, step.index, y)
-            values = [*values, f][-self.method.window :]
-            residuals = [*residuals, *r][-self.method.window :]
-            mixed = self._mix(values, residuals)
-            last = k == self.method.iterations - 1
-            found.settle(f, mixed, y, output, sums, last)
-            if found.open == []:
-                break
-            y = mixed
-        return self._advance(step, state, found), found.sums
+            work = self.iterate(k, step, work, predict, samples)
+            if self.method.tolerance and k + 1 < self.method.iterations:
+                samples = [j for j, still in enumerate(work["open"].tolist()) if still]
+                if not samples:
+                    break
+        return self.finish(step, state, work)
 
-    def _first(self, step: Step, state: State, predict: Predict) -> torch.Tensor:
-        """The iterate a step begins with."""
+    def begin(self, step: Step, state: State, predict: Predict) -> State:
+        """The first iterate."""
         x = state["latents"]
         if not self.order:
-            return x
+            return {"x": x, "y": x}
         if step.i == self.steps.start:  # no noise yet: one evaluation more, as Uni-Inv does
-            return self.kernels.lincomb((x, x, *predict(x, step.t)), self.up, step.index)[0]
-        history = [state.get(f"noise_{j}", x) for j in range(1, self.order + 1)]  # a missing one has weight zero
-        return self.kernels.lincomb((x, *history), self.forecast, step.index)[0]
+            return {"x": x, "y": self.kernels.lincomb((x, x, *predict(x, step.t)), self.up, step.index)[0]}
+        history = [state[f"noise_{j}"] for j in range(1, self.order + 1)]
+        return {"x": x, "y": self.kernels.lincomb((x, *history), self.forecast, step.index)[0]}
+
+    def iterate(self, k: int, step: Step, work: State, predict: Predict, samples: list[int] | None = None) -> State:
+        """Iteration k of the images that are open; `samples` are those for which the network must be asked."""
+        x, y = work["x"], work["y"]
+        output = predict(y, step.t, samples)
+        f, *r, sums = self.kernels.lincomb_residual((x, y, *output), self.up, step.index, y)
+        known = range(min(k, self.memory), 0, -1)
+        values = [*(work[f"value_{j}"] for j in known), f]
+        residuals = [*(work[f"residual_{j}"] for j in known), *r] if r else []
+        mixed = self._mix(values, residuals)
+        found = {"latents": mixed, "asked": y, "sums": sums}
+        found |= {f"output_{j}": o for j, o in enumerate(output)}
+        if self.method.tolerance:
+            found |= self._settle(f, found, work)
+        for name, history in (("value", values), ("residual", residuals)):
+            found |= {f"{name}_{j}": v for j, v in enumerate(history[::-1][: self.memory], 1)}
+        return {"x": x, "y": mixed, **found}
+
+    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
+        """The state after the step, and the residuals it ended with."""
+        new = {"latents": work["latents"]}
+        if self.order:
+            new["noise_1"] = self._predicted_noise(step, work)
+            new |= {f"noise_{j + 1}": state[f"noise_{j}"] for j in range(1, self.order)}
+        return new, work["sums"]
 
     def _mix(self, values: list[torch.Tensor], residuals: list[torch.Tensor]) -> torch.Tensor:
-        if len(values) == 1 or self.method.mixing == "plain":
+        if len(values) == 1:
             return values[-1]
         if self.method.mixing == "averaged":
-            return self.kernels.lincomb(values[-2:], self.mean, 0)[0]
+            return self.kernels.lincomb(values, self.mean, 0)[0]
         return self.kernels.anderson_mix(values, residuals)
 
-    def _advance(self, step: Step, state: State, found: _Found) -> State:
-        new = {"latents": found.latents}
-        if self.order:
-            new["noise_1"] = self._predicted_noise(step, found)
-            new |= {f"noise_{j + 1}": state[f"noise_{j}"] for j in range(1, self.order) if f"noise_{j}" in state}
-        return new
+    def _settle(self, f: torch.Tensor, found: State, work: State) -> State:
+        """An open image takes the iteration's result, and closes with f once its residual is small."""
+        sums = found["sums"]
+        small = sums[:, 0] < self.method.tolerance**2 * sums[:, 1]
+        found = {**found, "latents": torch.where(_per_sample(small, f), f, found["latents"])}
+        if "open" in work:
+            open_ = work["open"]
+            found = {name: torch.where(_per_sample(open_, new), new, work[name]) for name, new in found.items()}
+            return {**found, "open": open_ & ~small}
+        return {**found, "open": ~small}
 
-    def _predicted_noise(self, step: Step, found: _Found) -> torch.Tensor:
+    def _predicted_noise(self, step: Step, work: State) -> torch.Tensor:
+        outputs = [work[name] for name in ("output_0", "output_1") if name in work]
         if self.network_predicts_noise:
-            return found.output[0]
-        return self.kernels.lincomb((found.asked, *found.output), self.noise, step.index)[0]
-
-
-class _Found:
-    """What each image has settled on within one step."""
-
-    def __init__(self, batch: int, tolerance: float) -> None:
-        self.batch, self.tolerance = batch, tolerance
-        self.open: list[int] | None = None  # images still iterating: None means all, [] that the step is over
-
-    def settle(
-        self,
-        f: torch.Tensor,
-        mixed: torch.Tensor,
-        y: torch.Tensor,
-        output: tuple[torch.Tensor, ...],
-        sums: torch.Tensor,
-        last: bool,
-    ) -> None:
-        """Takes an iteration's result for every open image; an image closes with f once its residual is small."""
-        if not self.tolerance:
-            self.latents, self.asked, self.output, self.sums = mixed, y, output, sums
-            self.open = [] if last else None
-            return
-        small = sums[:, 0] < self.tolerance**2 * sums[:, 1]
-        latents = torch.where(_per_sample(small, f), f, mixed)
-        new = (latents, y, sums, *output)
-        if self.open is not None:
-            fresh = torch.zeros(self.batch, dtype=torch.bool, device=f.device)
-            fresh[self.open] = True
-            old = (self.latents, self.asked, self.sums, *self.output)
-            new = tuple(torch.where(_per_sample(fresh, a), a, b) for a, b in zip(new, old, strict=True))
-            small |= ~fresh
-        self.latents, self.asked, self.sums, *self.output = new
-        # The one place where the loop reads from the device, and only when a tolerance asks for it.
-        self.open = [] if last else [j for j, done in enumerate(small.tolist()) if not done]
+            return outputs[0].to(work["latents"].dtype)
+        return self.kernels.lincomb((work["asked"], *outputs), self.noise, step.index)[0]
 
 
 def _per_sample(flag: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -60,6 +60,10 @@ class _Jumped:
     def __init__(self, method: ForwardStart, problem: Problem) -> None:
         self.inner = method.method.inverter(problem, method.steps)
         self.steps, self.keep = self.inner.steps, ("noise", *self.inner.keep)
+        self.phases = getattr(self.inner, "phases", (self.steps,))
+        self.iterations = getattr(self.inner, "iterations", None)
+        if self.iterations:
+            self.begin, self.iterate, self.memory = self.inner.begin, self.inner.iterate, self.inner.memory
         self.table = problem.place(rows.jump(problem.schedule, method.steps))
         self.kernels = problem.kernels
         self.noise = lambda shape: problem.draw(shape, method.seed)
@@ -69,6 +73,10 @@ class _Jumped:
         noise = self.noise(x.shape)
         return {**self.inner.init({"latents": self.kernels.lincomb((x, noise), self.table, 0)[0]}), "noise": noise}
 
+    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
+        new, sums = self.inner.finish(step, state, work)
+        return {**new, "noise": state["noise"]}, sums
+
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
-        new, residual = self.inner.step(step, state, predict)
-        return {**new, "noise": state["noise"]}, residual
+        new, sums = self.inner.step(step, state, predict)
+        return {**new, "noise": state["noise"]}, sums

@@ -42,6 +42,9 @@ class Runtime(Protocol):
     exports: bool
     """Whether it turns the network into something of its own: slow once, kept for later calls, blind to hooks."""
 
+    capturable: bool
+    """Whether its networks run on torch's current stream and may be recorded in a CUDA graph."""
+
     def unavailable(self) -> str | None:
         """Why it cannot run here, with the install command; None when it can."""
 

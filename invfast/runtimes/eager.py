@@ -12,6 +12,8 @@ from invfast.runtimes.base import Network, Spec
 class Torch:
     """What eager and compiled torch share: any device and dtype, weights and inputs in the dtype of the computation."""
 
+    capturable = True
+
     def unavailable(self) -> str | None:
         return None
 

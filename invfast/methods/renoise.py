@@ -1,0 +1,152 @@
+"""ReNoise: the fixed-point iteration of a step with its noises averaged over a window, and made to look like noise.
+
+    y_0 = x_a,   y_{k+1} = UP(x_a, e_k),   e_k = eps(y_k, t_b),   k = 0 .. K;     x_b = UP(x_a, mean of e_k in a window)
+
+Garibi et al., "ReNoise: Real Image Inversion Through Iterative Noising", ECCV 2024 (arXiv 2403.14602), algorithm 1 and
+its code. The window is 0 <= k < 5 where t < 250 and 8 <= k < 10 elsewhere; where k never gets there the last iterate is
+the result. From the window's start on, each noise and the mean pass through `whiten`, whose reference is the noise
+predicted at forward-diffused data. UP is affine in the noise, so the mean is taken over the iterates, and a
+regularised noise e' moves an iterate by q (e' - e), whatever the network predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import torch
+
+from invfast import rows
+from invfast.methods.base import Method, Predict, Problem, State
+from invfast.methods.whiten import draws, whiten
+from invfast.schedule import Step
+
+EARLY = 250
+"""Times below it take the early window; in the unit of 1000 trained steps, as published."""
+
+
+@dataclass(frozen=True)
+class ReNoise(Method):
+    """At most K + 1 evaluations a step, one more with regularisation; none beyond the end of its window.
+
+    Args:
+        iterations: K, at least 1. 1 is published for 50 steps of Stable Diffusion, 9 for 4 of a turbo model.
+        lambda_kl, lambda_ac: strengths of the regularisation, at least 0; both 0 switch it off.
+        early_window, late_window: (first, end) of the iterations that are averaged, for t < 250 and for the rest.
+        seed: image j of a batch draws the noise of its reference from a generator of seed + j, unless `invert` is
+            given generators.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    iterations: int = 1
+    lambda_kl: float = 0.065
+    lambda_ac: float = 20.0
+    early_window: Sequence[int] = (0, 5)
+    late_window: Sequence[int] = (8, 10)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.iterations, Integral) or self.iterations < 1:
+            raise ValueError(f"ReNoise iterations must be an integer of at least 1, got {self.iterations!r}")
+        for name in ("lambda_kl", "lambda_ac"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value < float("inf"):
+                raise ValueError(f"ReNoise {name} must be a finite number of at least 0, got {value!r}")
+        for name in ("early_window", "late_window"):
+            value = getattr(self, name)
+            if (
+                not isinstance(value, Sequence)
+                or len(value) != 2
+                or not all(isinstance(k, Integral) for k in value)
+                or not 0 <= value[0] < value[1]
+            ):
+                raise ValueError(f"ReNoise {name} must be two integers 0 <= first < end, got {value!r}")
+            object.__setattr__(self, name, tuple(value))  # a file hands in lists
+
+    @property
+    def regularised(self) -> bool:
+        return bool(self.lambda_kl or self.lambda_ac)
+
+    def inverter(self, problem: Problem, start: int = 0) -> Renoiser:
+        return Renoiser(self, problem, start)
+
+
+class Renoiser:
+    """The stepper of ReNoise."""
+
+    keep = ()
+
+    def __init__(self, method: ReNoise, problem: Problem, start: int) -> None:
+        schedule = problem.schedule
+        self.method, self.kernels, self.problem = method, problem.kernels, problem
+        self.steps = range(start, schedule.num_steps)
+        self.first_late = max(start, int((schedule.t[1:] < EARLY).sum()))
+        self.up = problem.place_guided(rows.up(schedule))
+        j = torch.arange(method.iterations + 1, dtype=torch.float64)
+        self.running_mean = problem.place(torch.stack([j / (j + 1), 1 / (j + 1)], -1).unsqueeze(1))
+        if method.regularised:
+            self.noise = problem.place_guided(rows.noise(schedule))
+            self.moved = problem.place(rows.moved(schedule))
+            self.diffuse = problem.place(rows.diffuse(schedule, start))
+            self.drawn = problem.place(draws(schedule.num_steps, method.iterations + 2))
+
+    @property
+    def phases(self) -> tuple[range, ...]:
+        """The two windows launch different work."""
+        split = self.first_late - self.steps.start
+        return tuple(part for part in (self.steps[:split], self.steps[split:]) if part)
+
+    def init(self, state: State) -> State:
+        x = state["latents"]
+        if not self.method.regularised:
+            return {"latents": x}
+        return {"latents": x, "origin": x, "noise": self.problem.draw(x.shape, self.method.seed)}
+
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
+        x = y = state["latents"]
+        window = range(*(self.method.early_window if step.i < self.first_late else self.method.late_window))
+        last = self.method.iterations
+        if last >= window.start:
+            last = min(last, window.stop - 1)  # nothing after the window changes the mean
+        reference, mean = self._reference(step, state, predict), None
+        for k in range(last + 1):
+            output = predict(y, step.t)
+            f, sums = self.kernels.lincomb_residual((x, y, *output), self.up, step.index, y)
+            found = [f, *self._noise(step, y, output)]
+            if k in window:
+                mean = found if mean is None else self._mean(mean, found, k - window.start)
+            y = f if k < window.start or k == last else self._whitened(step, k, found, reference)
+        if mean is not None:
+            y = self._whitened(step, last + 1, mean, reference)
+        return {**state, "latents": y}, sums
+
+    def _reference(self, step: Step, state: State, predict: Predict) -> torch.Tensor | None:
+        """The noise predicted at forward-diffused data."""
+        if not self.method.regularised:
+            return None
+        z = self.kernels.lincomb((state["origin"], state["noise"]), self.diffuse, step.index)[0]
+        return self._noise(step, z, predict(z, step.t))[0]
+
+    def _noise(self, step: Step, y: torch.Tensor, output: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        return self.kernels.lincomb((y, *output), self.noise, step.index) if self.method.regularised else []
+
+    def _mean(self, mean: list[torch.Tensor], found: list[torch.Tensor], j: int) -> list[torch.Tensor]:
+        """Mean of the first j + 1 iterates, and of their noises."""
+        return [self.kernels.lincomb(pair, self.running_mean, j)[0] for pair in zip(mean, found, strict=True)]
+
+    def _whitened(
+        self, step: Step, call: int, found: list[torch.Tensor], reference: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The iterate with its noise regularised."""
+        if reference is None:
+            return found[0]
+        f, noise = found
+        new = whiten(noise, reference, _row(self.drawn, step.index)[call], self.method.lambda_kl, self.method.lambda_ac)
+        return self.kernels.lincomb((f, new, noise), self.moved, step.index)[0]
+
+
+def _row(table: torch.Tensor, index: int | torch.Tensor) -> torch.Tensor:
+    return table[index] if isinstance(index, int) else table.index_select(0, index.reshape(1)).squeeze(0)

@@ -1,0 +1,102 @@
+"""One pass over the grid, in either direction: what a method is told, how its steps are taken, what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from invfast import arguments, capture, ops
+from invfast.adapters import Adapter, Condition
+from invfast.adapters.predictor import Predictor
+from invfast.integrate import Hooks, Run, integrate
+from invfast.inversion import Stats
+from invfast.methods import Problem
+from invfast.methods.base import State, Stepper
+from invfast.schedule import Schedule
+
+
+def problem(
+    model: Adapter,
+    grid: Schedule,
+    guidance_scale: float,
+    generator: torch.Generator | list[torch.Generator] | None,
+    batch: int,
+    kernels: str | None,
+) -> Problem:
+    """What the method may know of this run, its kernels chosen."""
+    if isinstance(generator, list) and len(generator) != batch:
+        raise ValueError(f"generator has {len(generator)} generators for {batch} images; pass one, or one an image")
+
+    def draw(shape: Sequence[int], seed: int) -> torch.Tensor:
+        own = [torch.Generator().manual_seed(seed + j) for j in range(batch)] if generator is None else generator
+        # Drawn in float32 whatever the run's dtype: a seed means one noise.
+        return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
+
+    chosen = ops.resolve(model.device, kernels)
+    return Problem(grid, model.guidance(guidance_scale), model.device, model.latent_dtype, draw, chosen)
+
+
+def hooks(model: Adapter, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
+    """The caller's callback, its tensors by name, checked both ways."""
+
+    def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
+        unknown = [name for name in names if name not in state]
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
+        new = callback(model.pipe, step - 1, t, {name: state[name] for name in names})
+        return arguments.replacements(new, state)
+
+    return Hooks(on_step if callback else None, interrupted=lambda: model.interrupted, trajectory=trajectory)
+
+
+def run(
+    model: Adapter,
+    problem: Problem,
+    stepper: Stepper,
+    state: State,
+    condition: Condition,
+    hooks: Hooks,
+    cuda_graph: bool | None = None,
+) -> tuple[Run, Stats]:
+    """All steps of `stepper` under the pipeline's own progress bar.
+
+    Raises:
+        ValueError: cuda_graph=True where steps cannot be captured; says why.
+    """
+    grid = problem.schedule
+    predict = model.predictor(state["latents"], grid.t[-1], condition)
+    take = _captured(model, problem, stepper, predict, cuda_graph)
+    if take:
+        predict = take.predict
+    with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
+        found = integrate(stepper, state, predict, grid, replace(hooks, progress=bar.update), take)
+    if take:
+        take.close()
+    stats = Stats(
+        evaluations=tuple(predict.evaluations),
+        samples=predict.samples,
+        seconds=found.seconds,
+        residual=found.residual,
+        runtime=model.runtime.name,
+        reason=model.reason,
+        dtype=predict.dtype,
+        device=str(model.device),
+        kernels=problem.kernels.name,
+        cuda_graph=take is not None,
+    )
+    return found, stats
+
+
+def _captured(
+    model: Adapter, problem: Problem, stepper: Stepper, predict: Predictor, cuda_graph: bool | None
+) -> capture.Captured | None:
+    """Steps as CUDA graphs where they can be and were not declined."""
+    why = model.uncapturable
+    if cuda_graph and why:
+        raise ValueError(f"cuda_graph=True is unavailable: {why}; pass None or False")
+    if why or cuda_graph is False:
+        return None
+    return capture.Captured(stepper, predict, problem.schedule, model.device, capture.cuda_graphs())

@@ -1,0 +1,136 @@
+"""Captured steps against plain ones: a stand-in for CUDA graphs records operations and replays them without Python."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from recorded import record
+from test_methods import TWINS, schedule
+from toy import noise_for, predictor
+
+from invfast import Schedule
+from invfast.capture import Captured
+from invfast.integrate import Hooks, integrate
+from invfast.methods import DDIM, FixedPoint, Problem
+
+
+def network(x, t, **_):
+    """toy.network without reading the time: it must run inside a recording."""
+    return 0.5 * x + 0.4 * torch.sin(2 * x + t / 200)
+
+
+def both(method, x, grid, *, late=False, **hooks):
+    """(plain, captured, their predictors), in float32, all images in every call."""
+    problem = Problem(grid, dtype=x.dtype, draw=lambda shape, seed: noise_for(shape, seed).to(x.dtype))
+    runs = []
+    for captured in (False, True):
+        stepper = method.inverter(problem)
+        predict = predictor(len(x), x.dtype, dynamic_batch=False, function=network)
+        take = Captured(stepper, predict, grid, "cpu", record, late) if captured else None
+        run = integrate(stepper, {"latents": x}, predict, grid, Hooks(**hooks), take)
+        if take:
+            take.close()
+        runs += [run, predict]
+    return runs[0], runs[2], runs[1], runs[3]
+
+
+def same(plain, captured):
+    assert set(plain.state) == set(captured.state)
+    for name, value in plain.state.items():
+        assert torch.equal(captured.state[name], value), name
+    assert (plain.residual is None) == (captured.residual is None)
+    if plain.residual is not None:
+        assert torch.equal(plain.residual, captured.residual)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_captured_is_plain_bit_for_bit(name, x0):
+    plain, captured, counts, recounted = both(TWINS[name][0], x0.float(), schedule())
+    same(plain, captured)
+    assert counts.evaluations == recounted.evaluations
+    assert counts.samples == recounted.samples
+
+
+def test_images_that_end_at_different_iterations(x0):
+    x = torch.cat([x0, 1e-3 * x0[:1]]).float()
+    method = FixedPoint(20, "anderson", "linear", tolerance=1e-4)
+    plain, captured, counts, recounted = both(method, x, schedule())
+    same(plain, captured)
+    assert counts.evaluations == recounted.evaluations
+    assert len(set(counts.evaluations)) > 1
+    late, lately = both(method, x, schedule(), late=True)[1::2]
+    assert torch.equal(late.state["latents"], plain.state["latents"])
+    assert torch.equal(late.residual, plain.residual)
+    *_, recounted = both(method, x, schedule(), late=True)
+    assert counts.evaluations == recounted.evaluations
+    assert recounted.samples > counts.samples  # the price of reading a flag late, counted
+
+
+def test_a_phase_is_recorded_once(x0):
+    made = []
+
+    def counted(warm_up, body):
+        made.append(1)
+        return record(warm_up, body)
+
+    grid = schedule()
+    for method, graphs in ((DDIM(), 1), (FixedPoint(2, warm_start="linear"), 1), (FixedPoint(9, tolerance=1e-3), 4)):
+        made.clear()
+        stepper = method.inverter(Problem(grid))
+        predict = predictor(3, torch.float32, dynamic_batch=False, function=network)
+        take = Captured(stepper, predict, grid, "cpu", counted)
+        integrate(stepper, {"latents": x0.float()}, predict, grid, Hooks(), take)
+        assert len(made) == graphs
+
+
+def test_a_callback_keeps_what_it_saw_and_may_replace_it(x0):
+    seen = []
+
+    def on_step(taken, t, state):
+        seen.append(state["latents"])
+        return {"latents": state["latents"] * 1.5} if taken == 4 else None
+
+    plain, captured, *_ = both(DDIM(), x0.float(), schedule(), on_step=on_step)
+    same(plain, captured)
+    half = len(seen) // 2
+    for a, b in zip(seen[:half], seen[half:], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_interrupted_run_ends_where_it_stands(x0):
+    asked = iter([False, False, True] * 2)
+    plain, captured, *_ = both(DDIM(), x0.float(), schedule(), interrupted=lambda: next(asked))
+    same(plain, captured)
+    assert captured.steps_taken == 2
+
+
+def test_trajectories_are_copies(x0):
+    plain, captured, *_ = both(FixedPoint(2), x0.float(), schedule(), trajectory=True)
+    assert torch.equal(plain.trajectory, captured.trajectory)
+
+
+def test_the_samplers(x0):
+    grid = Schedule.from_scheduler(DDIMScheduler(set_alpha_to_one=False, steps_offset=1), 10)
+    stepper = DDIM().sampler(Problem(grid), grid.num_steps)
+    found = []
+    for captured in (False, True):
+        predict = predictor(3, torch.float32, dynamic_batch=False, function=network)
+        take = Captured(stepper, predict, grid, "cpu", record) if captured else None
+        found.append(integrate(stepper, {"latents": x0.float()}, predict, grid, Hooks(), take).state["latents"])
+    assert torch.equal(*found)
+
+
+def test_reading_the_device_while_recording_is_noticed(x0):
+    class Reads(DDIM):
+        def inverter(self, problem, start=0):
+            inner = super().inverter(problem, start)
+
+            class Stepper:
+                steps, keep, init = inner.steps, inner.keep, inner.init
+
+                def step(self, step, state, predict):
+                    return inner.step(step, {"latents": state["latents"] * float(state["latents"].mean())}, predict)
+
+            return Stepper()
+
+    with pytest.raises(AssertionError, match="reads from the device"):
+        both(Reads(), x0.float(), schedule())
