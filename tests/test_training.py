@@ -13,7 +13,7 @@ import torch
 from invfast.demo import PROMPTS
 from training import batches, evaluation, models, objectives
 from training.data import HELD_OUT, Data, Emoji, Photo, base_of
-from training.loop import Recipe, train
+from training.loop import Recipe, keep_sitting, train
 
 RECIPE = Recipe(steps=200, batch=4, rate=1e-3, warm_up=20, checkpoint_every=40)
 
@@ -79,6 +79,31 @@ def test_a_folder_keeps_its_recipe(tmp_path):
     train(module, loss, Recipe(10, 1, 0.1), tmp_path)
     with pytest.raises(ValueError, match="of another recipe"):
         train(module, loss, Recipe(11, 1, 0.1), tmp_path)
+
+
+def test_a_later_sitting_takes_up_what_an_earlier_one_left(tmp_path):
+    def run(folder, steps, sitting=None):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 3)
+        seen = []
+
+        def loss(step):
+            seen.append(step)
+            return (module(torch.ones(3)) - 1).square().sum(), {}
+
+        return train(module, loss, Recipe(steps, 1, 0.1, checkpoint_every=5), tmp_path / folder, sitting=sitting), seen
+
+    whole, _ = run("whole", 20)
+    kept = tmp_path / "sittings" / "net.safetensors"
+    assert keep_sitting(tmp_path / "whole", kept)["steps"] == 20
+    again, seen = run("again", 20, kept)
+    assert seen == []
+    assert torch.equal(again.weight, whole.weight.half().float())
+    early, gone_on = (torch.load(tmp_path / folder / "early.pt")["average"] for folder in ("whole", "again"))
+    assert torch.equal(gone_on["weight"], early["weight"].half().float())
+    assert (tmp_path / "again" / "checkpoint.pt").exists()
+    with pytest.raises(ValueError, match="of another recipe"):
+        run("other", 21, kept)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -15,9 +15,11 @@ from invfast.inversion import write_atomically
 from training import data as training_data
 from training import evaluation, models, objectives, sheets
 from training import export as export_
-from training.loop import Recipe, averaged, console, train
+from training.loop import Recipe, averaged, console, keep_sitting, train
 
 RUNS = Path(__file__).with_name("runs")
+SITTINGS = Path(__file__).with_name("sittings")
+"""Committed: where an unfinished run stood, so that a lost machine costs one sitting."""
 # Steps times batch is what an evening of one or two cores can do.
 VAE = Recipe(steps=2400, batch=16, rate=8e-4)
 POOL = 40_960
@@ -43,7 +45,7 @@ def vae(runs: Runs = RUNS, threads: Threads = 1) -> None:
     found = _start(runs, threads)
     model = models.vae()
     loss = objectives.autoencoder(model, found, VAE)
-    train(model, loss, VAE, runs / "vae", sheet=sheets.round_trip(found, runs / "vae"))
+    train(model, loss, VAE, runs / "vae", sheet=sheets.round_trip(found, runs / "vae"), sitting=_sitting("vae"))
 
 
 @app.command()
@@ -63,7 +65,7 @@ def unet(runs: Runs = RUNS, threads: Threads = 1) -> None:
     denoiser = models.Denoiser(len(tokenizer))
     loss = objectives.denoising(denoiser, load_file(pool), _alphas(), UNET)
     pipe = export_.pipeline(vae, tokenizer, denoiser)
-    train(denoiser, loss, UNET, folder, sheet=sheets.prompts(pipe, folder))
+    train(denoiser, loss, UNET, folder, sheet=sheets.prompts(pipe, folder), sitting=_sitting("unet"))
 
 
 @app.command()
@@ -72,7 +74,16 @@ def pixel(runs: Runs = RUNS, threads: Threads = 1) -> None:
     found = _start(runs, threads)
     model = models.pixel_unet()
     loss = objectives.pixels(model, found, _alphas(), PIXEL)
-    train(model, loss, PIXEL, runs / "pixel", sheet=sheets.emoji(runs / "pixel"))
+    train(model, loss, PIXEL, runs / "pixel", sheet=sheets.emoji(runs / "pixel"), sitting=_sitting("pixel"))
+
+
+@app.command()
+def sitting(runs: Runs = RUNS) -> None:
+    """Keep where the runs stand as float16 weights under training/sittings, for a commit."""
+    for name in ("vae", "unet", "pixel"):
+        if (runs / name / "checkpoint.pt").exists():
+            facts = keep_sitting(runs / name, _sitting(name))
+            console.print(f"{_sitting(name)}: step {facts['steps']}, {facts['seconds'] / 3600:.1f} h")
 
 
 @app.command()
@@ -94,6 +105,10 @@ def evaluate_(
     """One table for any weights: round trip, noise prediction, and whether pictures are what their caption says."""
     found = _start(runs, threads)
     evaluation.table(pipelines, found, captions)
+
+
+def _sitting(name: str) -> Path:
+    return SITTINGS / f"{name}.safetensors"
 
 
 def _start(runs: Path, threads: int) -> training_data.Data:

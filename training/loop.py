@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save
 
 from invfast.inversion import write_atomically
 
@@ -48,8 +50,12 @@ def train(
     folder: Path,
     *,
     sheet: Callable[[torch.nn.Module, int], None] | None = None,
+    sitting: Path | None = None,
 ) -> torch.nn.Module:
     """Trains `module` in place, or goes on where `folder` left off; returns the averaged copy of it.
+
+    Where the folder is empty but `sitting` names weights that an earlier sitting left (`keep_sitting`), the run goes on
+    from those, its optimiser's moments cold.
 
     Args:
         module: with its initial weights.
@@ -57,6 +63,7 @@ def train(
         recipe: how long and how fast.
         folder: takes checkpoint.pt, log.jsonl, early.pt (the average at a tenth of the steps).
         sheet: called with the averaged module ten times in a run.
+        sitting: file of an earlier sitting's weights; used only where the folder has no checkpoint.
 
     Raises:
         ValueError: the folder holds a run of another recipe.
@@ -65,9 +72,11 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     average = torch.optim.swa_utils.AveragedModel(module, avg_fn=_ema(recipe.decay))
     optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    first, seconds = _resume(folder, recipe, module, average, optimizer)
+    first, seconds = _resume(folder, recipe, module, average, optimizer, sitting)
     log = _Log(folder / "log.jsonl", first)
     started = time.perf_counter() - seconds
+    if first == recipe.steps and not (folder / "checkpoint.pt").exists():  # an earlier sitting finished it
+        _checkpoint(folder, recipe, module, average, optimizer, first, seconds)
     for step in range(first, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(step)
@@ -86,8 +95,7 @@ def train(
         if sheet is not None and done % max(1, recipe.steps // 10) == 0:
             sheet(average.module, done)
         if done % recipe.checkpoint_every == 0 or done == recipe.steps:
-            state = _state(module, average, optimizer)
-            _save(folder / "checkpoint.pt", {**state, "step": done, "seconds": seconds, "recipe": asdict(recipe)})
+            _checkpoint(folder, recipe, module, average, optimizer, done, seconds)
             log.flush(done, recipe.steps, seconds)
     return average.module
 
@@ -107,21 +115,69 @@ def _ema(decay: float) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], t
     return mix
 
 
-def _state(
-    module: torch.nn.Module, average: torch.optim.swa_utils.AveragedModel, optimizer: torch.optim.Optimizer
-) -> dict:
-    return {
+def _checkpoint(folder: Path, recipe: Recipe, module, average, optimizer, step: int, seconds: float) -> None:
+    state = {
         "module": module.state_dict(),
         "average": average.module.state_dict(),
         "averages": average.n_averaged,
         "optimizer": optimizer.state_dict(),
     }
+    _save(folder / "checkpoint.pt", {**state, "step": step, "seconds": seconds, "recipe": asdict(recipe)})
 
 
-def _resume(folder: Path, recipe: Recipe, module, average, optimizer) -> tuple[int, float]:
+def keep_sitting(folder: Path, path: Path) -> dict[str, float]:
+    """Writes what a later sitting on another machine needs of a run: its averaged weights in float16.
+
+    Those of a tenth of the steps, where the run has passed it, go into a second file beside it, `*-early`.
+
+    Returns:
+        How far the run was: steps, seconds.
+
+    Raises:
+        FileNotFoundError: the folder has no checkpoint.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for saved_as, kept_as in (("early.pt", _early(path)), ("checkpoint.pt", path)):
+        if saved_as == "early.pt" and not (folder / saved_as).exists():
+            continue
+        saved = torch.load(folder / saved_as, weights_only=True)
+        half = {n: x.half().contiguous() if x.is_floating_point() else x for n, x in saved["average"].items()}
+        facts = {"step": saved["step"], "seconds": saved["seconds"], "recipe": saved.get("recipe")}
+        write_atomically(kept_as, save(half, {"json": json.dumps(facts)}))
+    return {"steps": saved["step"], "seconds": saved["seconds"]}
+
+
+def _early(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-early{path.suffix}")
+
+
+def _take_up(path: Path, folder: Path, recipe: Recipe, module, average) -> tuple[int, float]:
+    """Goes on from a sitting's average; both the weights and their average start from it."""
+    facts, tensors = _read(path)
+    if facts["recipe"] != asdict(recipe):
+        raise ValueError(f"{path} is of another recipe, {facts['recipe']}; this one is {asdict(recipe)}: remove it")
+    module.load_state_dict(tensors)
+    average.module.load_state_dict(tensors)
+    average.n_averaged.fill_(facts["step"])
+    if _early(path).exists():
+        early, weights = _read(_early(path))
+        _save(folder / "early.pt", {"average": weights, "step": early["step"], "seconds": early["seconds"]})
+    console.print(f"{path.stem}: taken up from an earlier sitting at step {facts['step']} of {recipe.steps}")
+    return facts["step"], facts["seconds"]
+
+
+def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return json.loads(file.metadata()["json"]), {
+            n: x.float() if x.is_floating_point() else x for n, x in tensors.items()
+        }
+
+
+def _resume(folder: Path, recipe: Recipe, module, average, optimizer, sitting: Path | None) -> tuple[int, float]:
     path = folder / "checkpoint.pt"
     if not path.exists():
-        return 0, 0.0
+        return _take_up(sitting, folder, recipe, module, average) if sitting and sitting.exists() else (0, 0.0)
     saved = torch.load(path, weights_only=True)
     if saved["recipe"] != asdict(recipe):
         raise ValueError(
