@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 export TRANSFORMERS_VERBOSITY ?= error
 # The variable also reaches pip's build environment, an option would not.
 export PIP_CONSTRAINT := constraints.txt
-SETUP_FILES := pyproject.toml setup.py constraints.txt
+SETUP_FILES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 
-.PHONY: demo test test-slow bench model model-eval docs lint setup clean
+.PHONY: demo test test-slow bench kernels model model-eval docs lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.eval
@@ -25,6 +25,11 @@ test: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only -q --timeout=0 -p no:xdist $(if $(CASE),-k "$(CASE)")
 	$(BIN)/python -m benchmarks.report
+
+# The Triton kernels under the interpreter, then every kernel compiled for its targets, its row in docs/kernels.md.
+kernels: $(VENV)/.test
+	$(BIN)/python -m pytest -q -p no:xdist tests/test_triton.py
+	$(BIN)/python -m benchmarks.kernels --write
 
 model: $(VENV)/.train
 	$(BIN)/python -m training vae
@@ -51,9 +56,8 @@ $(VENV)/.python: $(SETUP_FILES)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
 	  sys.exit(0 if v >= (3, 11) else f"invfast needs Python 3.11 or later, {sys.executable} is {v.major}.{v.minor}; pass PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-ifdef TORCH_INDEX_URL
-	$(BIN)/python -m pip install -q --index-url "$(TORCH_INDEX_URL)" torch
-endif
+# First, for the extension is built against its headers.
+	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") torch
 	@touch $@
 
 # An extra's stamp means: installed, editable, at the versions of the constraints file.
@@ -64,4 +68,4 @@ $(VENV)/.%: $(VENV)/.python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build *.egg-info invfast/_C.*

@@ -1,4 +1,7 @@
-"""Tables and a bar chart of the rows: python -m benchmarks.report; --write also puts them into README and docs."""
+"""Tables and a bar chart of the rows: python -m benchmarks.report; --write also puts them into README and docs.
+
+Each suite has a file of rows and a page with a marked place for its tables.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.rows import FOLDER
 
 ROOT = Path(__file__).parents[1]
-MARK = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def latest(path: Path) -> list[dict[str, Any]]:
@@ -48,9 +50,12 @@ def tables(rows: Iterable[dict[str, Any]]) -> str:
             speed = "" if math.isnan(row["speed"]) else f"{row['speed']:.2f} x"
             lines.append(f"| {row['runner']} | {ms} | {speed} | {row['error']:.0e} | {row['share_of_peak']:.0%} |")
         parts.append("\n".join(lines))
-    last = group[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    return "\n".join(parts) + f"\n\n{last['machine']}; {versions}; commit {last['commit']}.\n"
+    return "\n".join(parts) + f"\n\n{_place(group[-1])}\n"
+
+
+def _place(row: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    return f"{row['machine']}; {versions}; commit {row['commit']}."
 
 
 def chart(rows: list[dict[str, Any]]) -> Image.Image:
@@ -76,18 +81,43 @@ def chart(rows: list[dict[str, Any]]) -> Image.Image:
     return canvas
 
 
+def op_tables(rows: Iterable[dict[str, Any]]) -> str:
+    """One Markdown table of all ops: us, times as fast as the reference op, GB/s, share of a copy's and of a step."""
+    lines = [
+        "| op, shape | | us (p20 to p80) | speed | GB/s | of a copy | of a step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        us = f"{row['p50'] * 1e6:.1f} ({row['p20'] * 1e6:.1f} to {row['p80'] * 1e6:.1f})"
+        step = "" if math.isnan(row["share_of_step"]) else f"{row['share_of_step']:.4%}"
+        figures = f"{row['speed']:.2f} x | {row['bytes'] / row['p50'] / 1e9:.1f} | {row['share_of_copy']:.0%} | {step}"
+        lines.append(f"| {row['case']} | {row['runner']} | {us} | {figures} |")
+    return "\n".join(lines) + f"\n\n{_place(row)}\n"
+
+
+def write(path: Path, mark: str, text: str) -> None:
+    """Puts tables between the marks of a page.
+
+    Raises:
+        SystemExit: the page has no such marks.
+    """
+    content, place = path.read_text(), re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    if not place.search(content):
+        raise SystemExit(f"{path.name} has no <!-- {mark} --> ... <!-- /{mark} --> to write between")
+    path.write_text(place.sub(lambda m: m[1] + text + m[2], content))
+
+
 def main() -> None:
-    """Prints the tables; with --write also into README.md and docs/bench.png."""
-    rows = latest(FOLDER / "runtimes.jsonl")
-    text = tables(rows)
-    print(text)
+    """Prints the tables; with --write also into README.md, docs/bench.png and docs/kernels.md."""
+    found = {name: latest(path) for name in ("runtimes", "ops") if (path := FOLDER / f"{name}.jsonl").exists()}
+    texts = {name: (tables if name == "runtimes" else op_tables)(rows) for name, rows in found.items()}
+    print(*texts.values(), sep="\n")
     if "--write" in sys.argv[1:]:
-        readme = ROOT / "README.md"
-        content = readme.read_text()
-        if not MARK.search(content):
-            raise SystemExit("README.md has no <!-- bench --> ... <!-- /bench --> to write between")
-        readme.write_text(MARK.sub(lambda m: m[1] + text + m[2], content))
-        chart(rows).save(ROOT / "docs" / "bench.png")
+        if "runtimes" in found:
+            write(ROOT / "README.md", "bench", texts["runtimes"])
+            chart(found["runtimes"]).save(ROOT / "docs" / "bench.png")
+        if "ops" in found:
+            write(ROOT / "docs" / "kernels.md", "ops", texts["ops"])
 
 
 if __name__ == "__main__":

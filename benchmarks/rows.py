@@ -32,14 +32,28 @@ def row(
         flops: of one evaluation.
         peak: float32 FLOP/s this machine reached in the same rounds.
     """
+    figures = percentiles(seconds)
+    share = flops / figures["p50"] / peak
+    return {
+        "case": case,
+        "runner": runner,
+        "dtype": dtype,
+        **figures,
+        "error": error,
+        "share_of_peak": share,
+        **place(),
+    }
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80 of the rounds, and how many there were."""
     p20, p50, p80 = (float(each) for each in np.percentile(seconds, [20, 50, 80]))
-    figures = {"p20": p20, "p50": p50, "p80": p80, "rounds": len(seconds), "error": error}
-    return {"case": case, "runner": runner, "dtype": dtype, **figures, "share_of_peak": flops / p50 / peak, **_place()}
+    return {"p20": p20, "p50": p50, "p80": p80, "rounds": len(seconds)}
 
 
 def skipped(case: str, runner: str, dtype: str, why: str) -> dict[str, Any]:
     """A runner that was not run, and why."""
-    return {"case": case, "runner": runner, "dtype": dtype, "skipped": why, **_place()}
+    return {"case": case, "runner": runner, "dtype": dtype, "skipped": why, **place()}
 
 
 def append(suite: str, found: Sequence[dict[str, Any]]) -> None:
@@ -61,7 +75,8 @@ def gemm_flops() -> float:
 
 
 @functools.cache
-def _place() -> dict[str, Any]:
+def place() -> dict[str, Any]:
+    """Machine, versions and commit."""
     models = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     cpu = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FOLDER.parents[1])

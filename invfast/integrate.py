@@ -77,7 +77,9 @@ def integrate(
             if hooks.on_step is not None:
                 shown = {name: value.clone() for name, value in state.items()} if take else state
                 state = {**state, **(hooks.on_step(taken, schedule.t[i + 1].item(), shown) or {})}
-            finite.watch(taken, i, state["latents"])
+            # A step's own sums say it too, and cost nothing; a callback may have put anything into the state.
+            measured = squares is not None and hooks.on_step is None
+            finite.watch(taken, i, squares[:, 1] if measured else state["latents"].flatten(1).sum(1))
             if hooks.trajectory:
                 nodes.append(_to_host(state["latents"]))
         finite.close()
@@ -108,12 +110,13 @@ class _FiniteCheck:
         self.device, self.dtype, self.schedule, self.total = device, dtype, schedule, total
         self.pending: deque[tuple[int, int, torch.Tensor, torch.cuda.Event | None]] = deque()
 
-    def watch(self, number: int, i: int, x: torch.Tensor) -> None:
-        sums, event = x.flatten(1).sum(1), None  # finite where all of the image is, and one kernel
+    def watch(self, number: int, i: int, sums: torch.Tensor) -> None:
+        """Takes one number an image that is finite where all of the image is."""
+        event = None
         if self.device.type == "cuda":
             host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
             sums, event = host.copy_(sums, non_blocking=True), torch.cuda.Event()
-            event.record(torch.cuda.current_stream(x.device))
+            event.record(torch.cuda.current_stream(self.device))
         self.pending.append((number, i, sums, event))
         if self.device.type == "cpu" or event is not None:
             self._read(wait=False)

@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA graph on the CPU: operations recorded with their tensors, replayed without any Python of ours."""
+"""A stand-in for a CUDA graph on the CPU: operations recorded with their tensors, replayed without our Python."""
 
 from __future__ import annotations
 

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import distance
 
+from invfast import ops
 from invfast.ops import anderson_mix, lincomb, lincomb_residual
+from invfast.ops.extension import Overloads
+from invfast.ops.registry import checked
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -89,3 +92,137 @@ def test_anderson_guards():
 def test_anderson_of_one_value_is_the_value():
     f = torch.randn(2, 3)
     assert torch.equal(anderson_mix([f], [torch.randn(2, 3)]), f)
+
+
+def test_a_step_on_the_device():
+    table, x = torch.randn(3, 2, 2), torch.randn(2, 4, 5, 5)
+    inputs = (x, x.flip(0))
+    for i in range(3):
+        for a, b in zip(lincomb(inputs, table, torch.tensor(i)), lincomb(inputs, table, i), strict=True):
+            assert torch.equal(a, b)
+    mixed = lincomb_residual(inputs, table, torch.tensor([2, 0]), x)
+    for j, i in enumerate((2, 0)):
+        for a, b in zip(mixed, lincomb_residual(inputs, table, i, x), strict=True):
+            assert torch.equal(a[j], b[j])
+    for outside in (-1, 3):
+        first, _, sums = lincomb_residual(inputs, table, torch.tensor([1, outside]), x)
+        assert first[0].isfinite().all()
+        assert first[1].isnan().all()
+        assert sums[:, 2].tolist() == [1, 0]
+
+
+IMPLEMENTATIONS = {
+    "reference": lambda: ops.resolve("cpu", "reference"),
+    "public": lambda: checked("public", Overloads(torch.ops.invfast)),
+    "cpp": lambda: ops.resolve("cpu", "cpp"),
+}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def kernels(request):
+    if request.param == "cpp" and (why := ops.unavailable("cpp")):
+        pytest.skip(why)
+    return IMPLEMENTATIONS[request.param]()
+
+
+X, TABLE = torch.zeros(2, 3), torch.ones(4, 1, 2)
+REFUSED = {
+    "number": (([X], TABLE, 0), ValueError, "2 columns needs as many inputs"),
+    "shape": (([X, X[:1]], TABLE, 0), ValueError, "must have one shape"),
+    "0-d": (([X[0, 0], X[0, 0]], TABLE, 0), ValueError, "must have one shape"),
+    "dtype": (([X, X.int()], TABLE, 0), TypeError, "must be float16, bfloat16, float32 or float64, got torch.int32"),
+    "device": (([X, X.to("meta")], TABLE, 0), ValueError, "must lie on cpu, got meta"),
+    "flat table": (([X, X], TABLE[0], 0), ValueError, "table must be float32 or float64"),
+    "half table": (([X, X], TABLE.half(), 0), ValueError, "table must be float32 or float64"),
+    "three outputs": (([X, X], torch.ones(4, 3, 2), 0), ValueError, "table must be float32 or float64"),
+    "five inputs": (([X] * 5, torch.ones(4, 1, 5), 0), ValueError, "5 columns needs as many inputs"),
+    "step below": (([X, X], TABLE, -1), IndexError, "step -1 is outside the table of 4 steps"),
+    "step above": (([X, X], TABLE, 4), IndexError, "step 4 is outside the table of 4 steps"),
+    "step dtype": (([X, X], TABLE, torch.tensor(1, dtype=torch.int32)), TypeError, "must be int64 on cpu"),
+    "step kind": (([X, X], TABLE, 1.0), TypeError, "must be an int or an int64 tensor"),
+    "steps": (([X, X], TABLE, torch.zeros(3, dtype=torch.int64)), ValueError, r"one a sample \(2,\), got \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_every_implementation_refuses_alike(case, kernels):
+    given, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
+        kernels.lincomb(*given)
+    with pytest.raises(error, match=message):
+        kernels.lincomb_residual(*given, given[0][0])
+
+
+def test_every_implementation_refuses_histories_alike(kernels):
+    with pytest.raises(ValueError, match=r"1..4 values and as many residuals, got 2 and 1"):
+        kernels.anderson_mix([X, X], [X])
+    with pytest.raises(TypeError, match="all be float32 or all float64"):
+        kernels.anderson_mix([X.half()], [X.half()])
+    with pytest.raises(ValueError, match="must have one shape"):
+        kernels.lincomb_residual([X, X], TABLE, 0, X[:1])
+
+
+def samples(dtype):
+    """Arguments of each op, for the checks of torch.library."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = [torch.randn(2, 4, 3, 5).to(dtype) for _ in range(3)]
+    table = torch.randn(5, 2, 3, dtype=wide)
+    history = [list(torch.randn(3, 2, 4, 3, 5, dtype=wide)) for _ in range(2)]
+    for index in (torch.tensor(2), torch.tensor([1, 4])):
+        yield "lincomb", (inputs, table, index)
+        yield "lincomb_residual", (inputs, table, index, inputs[1])
+    yield "anderson_mix", tuple(history)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("namespace", ["invfast", "invfast_cpp"])
+def test_opcheck(namespace, dtype):
+    if namespace == "invfast_cpp" and (why := ops.unavailable("cpp")):
+        pytest.skip(why)
+    ops.resolve("cpu", None)
+    for name, args in samples(dtype):
+        torch.library.opcheck(getattr(getattr(torch.ops, namespace), name).default, args)
+
+
+def test_compiled_and_exported_graphs_give_the_eager_result(kernels):
+    table, wide = torch.randn(5, 1, 3), torch.randn(5, 1, 3)
+
+    def step(x, y, o, index):
+        f, sums = kernels.lincomb_residual((x, y, o), table, index, y)
+        (g,) = kernels.lincomb((x, f, o), wide, index)
+        return kernels.anderson_mix([f, g], [f - y, g - f]), sums
+
+    args = (*torch.randn(3, 2, 4, 3, 5), torch.tensor(3))
+    compiled = torch.compile(step, fullgraph=True)
+    exported = torch.export.export(Wrapped(step), args).module()
+    for index in (torch.tensor(3), torch.tensor(1)):
+        args = (*args[:3], index)
+        wanted = step(*args)
+        for a, b, c in zip(wanted, compiled(*args), exported(*args), strict=True):
+            assert distance(b, a) < 1e-6
+            assert distance(c, a) < 1e-6
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def test_resolve_names_what_it_took_and_what_is_missing(monkeypatch, tmp_path):
+    assert ops.resolve("cpu", "reference").name == "reference"
+    with pytest.raises(ValueError, match="unknown kernels 'cuda'; expected one of 'reference', 'cpp', 'triton'"):
+        ops.resolve("cpu", "cuda")
+    with pytest.raises(RuntimeError, match="kernels 'triton' are unavailable on cpu"):
+        ops.resolve("cpu", "triton")
+    monkeypatch.setattr("invfast.ops.extension.LIBRARY", tmp_path / "_C.abi3.so")
+    monkeypatch.setattr("invfast.ops.extension.REASON", tmp_path / "_C.reason")
+    (tmp_path / "_C.reason").write_text("no C++ compiler was found\n")
+    found = ops.resolve("cpu")
+    assert found.name == "reference"
+    assert "cpp: no C++ compiler was found" in found.reason
+    with pytest.raises(RuntimeError, match="kernels 'cpp' are unavailable on cpu: no C"):
+        ops.resolve("cpu", "cpp")

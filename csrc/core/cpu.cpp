@@ -3,7 +3,8 @@
 #include "cpu.h"
 
 #include <algorithm>
-#include <thread>
+#include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "anderson.h"
@@ -39,13 +40,14 @@ Level level() {
 #endif
 
 template <typename A>
-void lincomb_block(const Combination& c, const View* y, int64_t sample, int64_t begin, int64_t count, double* sums) {
-  INVFAST_DISPATCH(lincomb_block<A>(c, y, sample, begin, count, sums))
+void lincomb_block(const Combination& c, const A* rows, const View* y, int64_t begin, int64_t count,
+                   double* sums) {
+  INVFAST_DISPATCH(lincomb_block<A>(c, rows, y, begin, count, sums))
 }
 
 template <typename A>
-void gram_block(const View* residuals, int columns, int64_t begin, int64_t count, double* gram) {
-  INVFAST_DISPATCH(gram_block<A>(residuals, columns, begin, count, gram))
+void gram_block(const View* residuals, int columns, int64_t begin, int64_t count, double* pairs) {
+  INVFAST_DISPATCH(gram_block<A>(residuals, columns, begin, count, pairs))
 }
 
 template <typename A>
@@ -57,21 +59,24 @@ int64_t blocks_of(Shape shape) { return (shape.size + kBlockSize - 1) / kBlockSi
 
 // work(sample, block, begin, count) for every block of every sample. Which thread does which block changes nothing: a block
 // writes what is its own, and sums are added in block order afterwards.
-template <typename Work>
-void for_blocks(Shape shape, int threads, const Work& work) {
-  constexpr int64_t kWorthAThread = 128;  // blocks; a thread takes some 20 microseconds to start
-  const int64_t per_sample = blocks_of(shape), total = shape.batch * per_sample;
-  const auto run = [&](int64_t from, int64_t to) {
+template <typename Each>
+void for_blocks(Shape shape, Parallel parallel, const Each& each) {
+  constexpr int64_t kGrain = 16;  // blocks of a thread: some 10 microseconds of work, as torch has it
+  struct Context {
+    Shape shape;
+    const Each& each;
+  } context{shape, each};
+  const Work work = [](int64_t from, int64_t to, void* given) {
+    const auto& [shape, each] = *static_cast<const Context*>(given);
+    const int64_t per_sample = blocks_of(shape);
     for (int64_t b = from; b < to; ++b) {
       const int64_t sample = b / per_sample, offset = (b % per_sample) * kBlockSize;
-      work(sample, b, sample * shape.size + offset, std::min(kBlockSize, shape.size - offset));
+      each(sample, b, sample * shape.size + offset, std::min(kBlockSize, shape.size - offset));
     }
   };
-  const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, total / kWorthAThread));
-  std::vector<std::thread> others;
-  for (int64_t k = 1; k < team; ++k) others.emplace_back(run, total * k / team, total * (k + 1) / team);
-  run(0, total / team);
-  for (auto& other : others) other.join();
+  const int64_t total = shape.batch * blocks_of(shape);
+  if (parallel == nullptr || total <= kGrain) return work(0, total, &context);
+  parallel(total, kGrain, work, &context);
 }
 
 // Per sample, the sums over its blocks of `width` partial sums each.
@@ -84,15 +89,29 @@ std::vector<double> gather(const std::vector<double>& parts, Shape shape, int wi
   return sums;
 }
 
+// The coefficients of a sample; NaN where its step is outside the table.
 template <typename A>
-void lincomb(const Combination& c, const View* y, void* sums, Shape shape, int threads) {
-  std::vector<double> parts(y != nullptr ? shape.batch * blocks_of(shape) * 2 : 0);
-  for_blocks(shape, threads, [&](int64_t sample, int64_t block, int64_t begin, int64_t count) {
-    lincomb_block<A>(c, y, sample, begin, count, parts.data() + (y != nullptr ? 2 * block : 0));
+const A* rows_of(const Combination& c, int64_t sample) {
+  static constexpr A kNan = std::numeric_limits<A>::quiet_NaN();
+  static constexpr A kOutside[kInputs * kOutputs] = {kNan, kNan, kNan, kNan, kNan, kNan, kNan, kNan};
+  const int64_t step = c.rows.index[sample * c.rows.stride];
+  if (step < 0 || step >= c.rows.steps) return kOutside;
+  return static_cast<const A*>(c.rows.table) + step * c.outputs * c.inputs;
+}
+
+template <typename A>
+void lincomb(const Combination& c, const View* y, void* sums, Shape shape, Parallel parallel) {
+  std::vector<double> parts(y != nullptr ? shape.batch * blocks_of(shape) * kSums : 0);
+  for_blocks(shape, parallel, [&](int64_t sample, int64_t block, int64_t begin, int64_t count) {
+    double* const own = y != nullptr ? parts.data() + kSums * block : nullptr;
+    lincomb_block<A>(c, rows_of<A>(c, sample), y, begin, count, own);
   });
   if (y == nullptr) return;
-  const std::vector<double> found = gather(parts, shape, 2);
-  for (size_t k = 0; k < found.size(); ++k) static_cast<A*>(sums)[k] = static_cast<A>(found[k]);
+  const std::vector<double> found = gather(parts, shape, kSums);
+  for (int64_t k = 0; k < shape.batch * kSums; ++k) {
+    const bool flag = k % kSums == kSums - 1;
+    static_cast<A*>(sums)[k] = static_cast<A>(flag ? found[k] == 0.0 : found[k]);
+  }
 }
 
 template <int M>
@@ -114,37 +133,38 @@ void solve(int columns, const double* gram, double* weights) {
 }
 
 template <typename A>
-void anderson_mix(const View* values, const View* residuals, int columns, void* out, Shape shape, int threads) {
+void anderson_mix(const View* values, const View* residuals, int columns, void* out, Shape shape, Parallel parallel) {
   const int pairs = columns * (columns + 1) / 2;
   std::vector<double> parts(shape.batch * blocks_of(shape) * pairs);
-  for_blocks(shape, threads, [&](int64_t, int64_t block, int64_t begin, int64_t count) {
-    gram_block<A>(residuals, columns, begin, count, parts.data() + pairs * block);
-  });
+  if (columns > 1)
+    for_blocks(shape, parallel, [&](int64_t, int64_t block, int64_t begin, int64_t count) {
+      gram_block<A>(residuals, columns, begin, count, parts.data() + pairs * block);
+    });
   const std::vector<double> gram = gather(parts, shape, pairs);
   std::vector<double> weights(shape.batch * columns);
   for (int64_t sample = 0; sample < shape.batch; ++sample)
     solve(columns, gram.data() + sample * pairs, weights.data() + sample * columns);
-  for_blocks(shape, threads, [&](int64_t sample, int64_t, int64_t begin, int64_t count) {
+  for_blocks(shape, parallel, [&](int64_t sample, int64_t, int64_t begin, int64_t count) {
     mix_block<A>(values, columns, weights.data() + sample * columns, static_cast<A*>(out), begin, count);
   });
 }
 
 }  // namespace
 
-void lincomb_cpu(const Combination& c, Type accumulate, Shape shape, int threads) {
-  if (accumulate == Type::f64) return lincomb<double>(c, nullptr, nullptr, shape, threads);
-  lincomb<float>(c, nullptr, nullptr, shape, threads);
+void lincomb_cpu(const Combination& c, Type accumulate, Shape shape, Parallel parallel) {
+  if (accumulate == Type::f64) return lincomb<double>(c, nullptr, nullptr, shape, parallel);
+  lincomb<float>(c, nullptr, nullptr, shape, parallel);
 }
 
-void lincomb_residual_cpu(const Combination& c, View y, void* sums, Type accumulate, Shape shape, int threads) {
-  if (accumulate == Type::f64) return lincomb<double>(c, &y, sums, shape, threads);
-  lincomb<float>(c, &y, sums, shape, threads);
+void lincomb_residual_cpu(const Combination& c, View y, void* sums, Type accumulate, Shape shape, Parallel parallel) {
+  if (accumulate == Type::f64) return lincomb<double>(c, &y, sums, shape, parallel);
+  lincomb<float>(c, &y, sums, shape, parallel);
 }
 
 void anderson_mix_cpu(const View* values, const View* residuals, int columns, void* out, Type accumulate, Shape shape,
-                      int threads) {
-  if (accumulate == Type::f64) return anderson_mix<double>(values, residuals, columns, out, shape, threads);
-  anderson_mix<float>(values, residuals, columns, out, shape, threads);
+                      Parallel parallel) {
+  if (accumulate == Type::f64) return anderson_mix<double>(values, residuals, columns, out, shape, parallel);
+  anderson_mix<float>(values, residuals, columns, out, shape, parallel);
 }
 
 const char* cpu_level() {

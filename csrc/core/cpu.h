@@ -5,17 +5,18 @@
 
 namespace invfast {
 
-constexpr int64_t kBlockSize = 2048;  // elements; four inputs of it fit a 48 KiB first cache
+constexpr int64_t kBlockSize = 2048;  // elements; a block of what is read and written fits a 48 KiB first cache
 
-#define INVFAST_DECLARE(LEVEL)                                                                                      \
-  namespace LEVEL {                                                                                                 \
-  template <typename A>                                                                                             \
-  void lincomb_block(const Combination& c, const View* y, int64_t sample, int64_t begin, int64_t count,             \
-                     double* sums);                                                                                 \
-  template <typename A>                                                                                             \
-  void gram_block(const View* residuals, int columns, int64_t begin, int64_t count, double* gram);                  \
-  template <typename A>                                                                                             \
-  void mix_block(const View* values, int columns, const double* weights, A* out, int64_t begin, int64_t count);     \
+// begin and count: the block's elements, all of one sample.
+#define INVFAST_DECLARE(LEVEL)                                                                                       \
+  namespace LEVEL {                                                                                                  \
+  template <typename A>                                                                                              \
+  void lincomb_block(const Combination& c, const A* rows, const View* y, int64_t begin, int64_t count,               \
+                     double* sums);                                                                                  \
+  template <typename A>                                                                                              \
+  void gram_block(const View* residuals, int columns, int64_t begin, int64_t count, double* pairs);                  \
+  template <typename A>                                                                                              \
+  void mix_block(const View* values, int columns, const double* weights, A* out, int64_t begin, int64_t count);      \
   }
 INVFAST_DECLARE(generic)
 #if defined(INVFAST_X86)

@@ -60,7 +60,7 @@ class FixedPoint(Method):
 
 
 class Implicit:
-    """The stepper of FixedPoint: begin, iterate, finish. Images that are done are masked, so that a batch equals its images.
+    """The stepper of FixedPoint: begin, iterate, finish. Images that are done are masked: a batch equals its images.
 
     What the pieces hand on is tensors by name, so that each piece can be captured; only `step` reads from the device,
     and only where a tolerance asks for it.

@@ -12,7 +12,7 @@ LIBRARY = Path(__file__).parents[1] / "_C.abi3.so"
 REASON = Path(__file__).parents[1] / "_C.reason"
 """What the build wrote where it made no extension."""
 
-BUILD = "install a C++ compiler and cmake, then: pip install --no-build-isolation -e ."
+BUILD = "install torch, a C++ compiler and cmake first, then invfast again: pip install --force-reinstall --no-deps ."
 
 
 def unavailable(kind: str = "cpu") -> str | None:
@@ -41,10 +41,10 @@ def load() -> Any:
 
     register("invfast_cpp")
     torch.ops.load_library(LIBRARY)
-    return _Overloads(torch.ops.invfast_cpp)
+    return Overloads(torch.ops.invfast_cpp)
 
 
-class _Overloads:
+class Overloads:
     """The one overload of each op: calling it spares the search among overloads."""
 
     def __init__(self, namespace: Any) -> None:

@@ -56,14 +56,14 @@ def resolve(device: torch.device | str = "cpu", kernels: str | None = None) -> K
         for name in _preferred(device.type):
             why = unavailable(name, device)
             if why is None:
-                return _load(name, "; ".join([f"first choice on {device.type} that runs", *missing]))
+                return _load(name, device, "; ".join([f"first choice on {device.type} that runs", *missing]))
             missing.append(f"{name}: {why}")
     if kernels not in NAMES:
         raise ValueError(f"unknown kernels {kernels!r}; expected one of {', '.join(map(repr, NAMES))}, or None")
     why = unavailable(kernels, device)
     if why is not None:
         raise RuntimeError(f"kernels {kernels!r} are unavailable on {device.type}: {why}")
-    return _load(kernels, "asked for")
+    return _load(kernels, device, "asked for")
 
 
 def unavailable(name: str, device: torch.device | str = "cpu") -> str | None:
@@ -86,10 +86,10 @@ def _preferred(kind: str) -> tuple[str, ...]:
     return {"cuda": ("triton", "cpp", "reference"), "cpu": ("cpp", "reference")}.get(kind, ("reference",))
 
 
-def _load(name: str, reason: str) -> Kernels:
+def _load(name: str, device: torch.device, reason: str) -> Kernels:
     if name == "reference":
         return Kernels(name, lincomb, lincomb_residual, anderson_mix, reason)
-    return checked(name, extension.load() if name == "cpp" else _triton(), reason)
+    return checked(name, extension.load() if name == "cpp" else _triton(), device, reason)
 
 
 def _triton() -> Any:
@@ -98,17 +98,15 @@ def _triton() -> Any:
     return kernels.load()
 
 
-def checked(name: str, found: Any, reason: str = "asked for") -> Kernels:
-    """Kernels of a namespace of the three raw ops, behind the checks that the definitions make."""
-    zeros: dict[torch.device, torch.Tensor] = {}
+def checked(name: str, found: Any, device: torch.device | str = "cpu", reason: str = "asked for") -> Kernels:
+    """Kernels of a namespace of the three raw ops, behind the checks that the definitions make, for one device."""
+    first = torch.zeros((), dtype=torch.int64, device=device)
 
     def place(table: torch.Tensor, index: Index) -> tuple[torch.Tensor, torch.Tensor]:
         # A raw op takes the step as a tensor; for an int the table is cut to its one row, a view.
         if not isinstance(index, int):
             return table, index
-        if table.device not in zeros:
-            zeros[table.device] = torch.zeros((), dtype=torch.int64, device=table.device)
-        return table.narrow(0, index, 1), zeros[table.device]
+        return table.narrow(0, index, 1), first
 
     def update(inputs: Sequence[torch.Tensor], table: torch.Tensor, index: Index) -> list[torch.Tensor]:
         check_update(inputs, table, index)

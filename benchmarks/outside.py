@@ -1,0 +1,68 @@
+"""How much of an inversion is not the network: python -m benchmarks.outside [METHOD ...].
+
+50 steps of the bundled pipeline on the eager runtime, one sample image. Per method the milliseconds a step inside and
+outside the network (updates, residuals, mixing, checks, progress), and the share of the latter.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import torch
+
+from invfast import demo, invert, runtimes
+from invfast.adapters import base
+from invfast.methods import METHODS
+
+STEPS, ROUNDS = 50, 3
+
+
+def share(pipe, image, prompt: str, method: str, kernels: str | None = None) -> tuple[float, float]:
+    """(seconds of a run, seconds of it inside the network), the medians of a few runs."""
+    spent = [0.0]
+    original = runtimes.prepared
+
+    def timed(*given):
+        network = original(*given)
+
+        def call(*args, **static):
+            began = time.perf_counter()
+            out = network(*args, **static)
+            spent[0] += time.perf_counter() - began
+            return out
+
+        return call
+
+    found = []
+    base.runtimes.prepared = timed
+    try:
+        for _ in range(ROUNDS):
+            spent[0] = 0.0
+            stats = invert(
+                pipe, image, prompt, method=method, num_inference_steps=STEPS, runtime="eager", kernels=kernels
+            ).stats
+            found.append((stats.seconds, spent[0]))
+    finally:
+        base.runtimes.prepared = original
+    return tuple(statistics.median(each) for each in zip(*found, strict=True))
+
+
+def main() -> None:
+    """Prints a table for the named methods, by default those that spend no gradient on a step."""
+    pipe = demo.load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    image, prompt = demo.load_images()["peach"]
+    names = sys.argv[1:] or [name for name in METHODS if name not in ("null_text", "prompt_tuning", "renoise")]
+    invert(pipe, image, prompt, runtime="eager")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {STEPS} steps, eager float32, batch 1\n")
+    print("| method | ms a step | outside the network, ms | share |\n|---|---|---|---|")
+    for name in names:
+        whole, network = share(pipe, image, prompt, name)
+        outside = whole - network
+        print(f"| {name} | {whole / STEPS * 1e3:.1f} | {outside / STEPS * 1e3:.2f} | {outside / whole:.1%} |")
+
+
+if __name__ == "__main__":
+    main()

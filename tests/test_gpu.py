@@ -1,0 +1,89 @@
+"""What only a GPU can show: kernels on the device, captured steps, launches; `benchmarks/gpu.sh` runs them all."""
+
+import pytest
+import torch
+from test_methods import TWINS, schedule
+from toy import distance, noise_for, predictor
+
+from invfast import demo, invert, ops, reconstruct
+from invfast.capture import Captured, cuda_graphs
+from invfast.integrate import Hooks, integrate
+from invfast.methods import FixedPoint, Problem
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+SIZES = [1, 3, 63, 129, 4095, 65537]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def network(x, t, **_):
+    return 0.5 * x + 0.4 * torch.sin(2 * x + t / 200)
+
+
+@pytest.fixture(params=["cpp", "triton", "reference"])
+def kernels(request):
+    why = ops.unavailable(request.param, "cuda")
+    if why:
+        pytest.skip(why)
+    return ops.resolve("cuda", request.param)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_kernels_against_float64_on_the_cpu(kernels, dtype, size):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    near = 1e-13 if dtype == torch.float64 else 2e-6
+    for batch in (1, 2, 5):
+        inputs = [torch.randn(batch, size).to(dtype) for _ in range(4)]
+        table = torch.randn(5, 2, 4, dtype=wide)
+        index = torch.randint(0, 5, (batch,))
+        wanted = ops.lincomb_residual([x.double() for x in inputs], table.double(), index, inputs[1].double())
+        device = [x.cuda() for x in inputs], table.cuda(), index.cuda()
+        got = kernels.lincomb_residual(*device, inputs[1].cuda())
+        alone = kernels.lincomb(*device)
+        for a, b in zip(wanted, got, strict=True):
+            assert distance(b.cpu(), a) < 10 * near
+        for a, b in zip(got, alone, strict=False):
+            assert torch.equal(a, b)
+
+
+def test_anderson_on_the_device(kernels):
+    f, r = torch.randn(2, 3, 5, 4, 33, 31)
+    r[:, 1] = r[2, 1]
+    r[2, 3] = 0
+    r[0, 4, 0] = f[0, 4, 0] = torch.nan
+    got = kernels.anderson_mix(list(f.cuda()), list(r.cuda()))
+    assert distance(got.cpu(), ops.anderson_mix(list(f), list(r))) < 1e-4
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_captured_steps_are_plain_ones(kernels, name, x0):
+    x, grid, found = x0.float().cuda(), schedule(), []
+    problem = Problem(grid, 1.0, "cuda", torch.float32, lambda s, seed: noise_for(s, seed).float().cuda(), kernels)
+    for captured in (False, True):
+        stepper = TWINS[name][0].inverter(problem)
+        predict = predictor(len(x), torch.float32, dynamic_batch=False, function=network)
+        take = Captured(stepper, predict, grid, "cuda", cuda_graphs()) if captured else None
+        found.append(integrate(stepper, {"latents": x}, predict, grid, Hooks(), take).state["latents"])
+    assert distance(found[1], found[0]) < 1e-6
+
+
+def test_the_bundled_model_there_and_back():
+    pipe = demo.load_pipeline().to("cuda")
+    image, prompt = demo.load_images()["peach"]
+    method = FixedPoint(3, "anderson", "linear")
+    found = {graph: invert(pipe, image, prompt, method=method, cuda_graph=graph) for graph in (False, None)}
+    assert found[None].stats.cuda_graph
+    assert not found[False].stats.cuda_graph
+    assert distance(found[None].latents, found[False].latents) < 1e-4
+    assert distance(reconstruct(pipe, found[None], output_type="latent").latents, found[None].init_latents) < 1e-2
+
+
+def test_a_captured_step_is_one_launch_and_no_wait():
+    pipe = demo.load_pipeline().to("cuda")
+    image, prompt = demo.load_images()["peach"]
+    invert(pipe, image, prompt)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        invert(pipe, image, prompt)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts.get("cudaGraphLaunch", 0) == 50
