@@ -115,23 +115,28 @@ def invert(
             "invert at 1.0 and raise the guidance when you edit",
             stacklevel=2,
         )
-    model = adapters.resolve(pipe)(pipe, runtime, dtype)
+    opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
+    model = adapters.resolve(pipe)(pipe, runtime, dtype, opaque)
     grid = _schedule(pipe, schedule, num_inference_steps, timesteps)
     with model.session():
         x = model.encode(image, height, width)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(len(x), prompts, guidance_scale)
-        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels)
+        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition)
+        second = run.second(model, chosen, problem, prompts, len(x))
         stepper = chosen.inverter(problem)
-        record = provenance.record(model, grid, chosen, condition)
+        record = provenance.record(model, grid, chosen, second[1] if second else condition)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
         found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, cuda_graph)
-    node = stepper.steps.start + found.steps_taken
+        node = stepper.steps.start + found.steps_taken
+        kept = {name: found.state[name] for name in stepper.keep if name in found.state}
+        if second and chosen.refiner(second[0], node):
+            kept, stats = run.refine(model, chosen, *second, found, node, stats)
     inversion = Inversion(
         latents=found.state["latents"],
         init_latents=x.clone(),
-        state={name: found.state[name] for name in stepper.keep if name in found.state},
+        state=kept,
         schedule=grid,
         method=chosen,
         node=node,
@@ -168,7 +173,7 @@ def reconstruct(
     Args:
         pipe: the pipeline it was made with; left untouched.
         inversion: what `invert` returned. One that was interrupted is resumed from the node it reached.
-        guidance_scale: None for the inversion's own.
+        guidance_scale: None for the inversion's own, or the one that its method was made for.
         prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them.
         negative_prompt_embeds: likewise.
         runtime: as in `invert`.
@@ -190,7 +195,8 @@ def reconstruct(
     """
     if not isinstance(inversion, Inversion):
         raise TypeError(f"inversion must be what invert() returns, got {type(inversion).__name__}")
-    scale = inversion.guidance_scale if guidance_scale is None else guidance_scale
+    own = inversion.method.guidance_scale or inversion.guidance_scale
+    scale = own if guidance_scale is None else guidance_scale
     arguments.check_options(scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
@@ -204,7 +210,7 @@ def reconstruct(
         condition = model.condition(batch, prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
             warnings.warn(f"{difference} not what the inversion was made with", stacklevel=2)
-        problem = run.problem(model, grid, scale, None, batch, kernels)
+        problem = run.problem(model, grid, scale, None, batch, kernels, condition)
         stepper = inversion.method.sampler(problem, inversion.node)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
         found, stats = run.run(model, problem, stepper, kept, condition, hooks, cuda_graph)

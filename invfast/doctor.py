@@ -21,11 +21,18 @@ PACKAGES = (
     "safetensors",
     "pillow",
     "openvino",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
     "torchmetrics",
 )
 AUTO = (
     f"openvino on a CPU for networks of at least {runtimes.LARGE / 1e6:.0f} M parameters, in bfloat16 where that "
-    "pays and no dtype is named; eager for small networks, on other devices, and for what only Python can run"
+    "pays and no dtype is named; tensorrt or tensorrt_rtx on a GPU where the cache has an engine of the network; "
+    "eager for small networks, on other devices, and for what only Python can run"
 )
 
 

@@ -252,6 +252,8 @@ def _check_shapes(inversion: Inversion) -> None:
     for name, other in {"init_latents": inversion.init_latents, **inversion.state}.items():
         several = name in inversion.state and other.ndim == 5
         shape = other.shape[:1] + other.shape[2:] if several else other.shape
+        if name == "embeds" and other.ndim == 4:  # of texts, (B, n, tokens, width)
+            shape = other.shape[:1] + x.shape[1:]
         if shape != x.shape or other.dtype != x.dtype:
             raise ValueError(f"{name} is {other.dtype} {tuple(other.shape)}, latents are {x.dtype} {tuple(x.shape)}")
     if not isinstance(inversion.node, int) or not 0 <= inversion.node <= steps:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
-from invfast import adapters
+from invfast import adapters, runtimes
 from invfast.adapters import Prompts
 
 
@@ -30,6 +31,7 @@ def prepare(
     guidance_scale: float = 1.0,
     runtime: str = "auto",
     dtype: torch.dtype | str | None = None,
+    capability: int | None = None,
 ) -> Prepared:
     """Readies a pipeline's network ahead of time: exported, in the cache, compiled, and kept for the next `invert`.
 
@@ -41,14 +43,26 @@ def prepare(
         guidance_scale: above 1 each image takes two samples.
         runtime: as in `invert`.
         dtype: as in `invert`.
+        capability: of the GPU an engine is for, 86 for 8.6, where it is not this machine's: runtime "tensorrt_rtx"
+            builds it without one. The engine goes into the cache and is found by a machine with the same versions,
+            the same weights in the same dtype, and that cache.
 
     Raises:
-        ValueError, RuntimeError: as in `invert`.
+        ValueError, RuntimeError: as in `invert`; or the runtime builds for no such GPU.
     """
     began = time.perf_counter()
-    model = adapters.resolve(pipe)(pipe, runtime, dtype)
+    model = _model(pipe, runtime, dtype, capability)
     with model.session():
         x = model.encode(Image.new("RGB", (width, height)), height, width)
         condition = model.condition(batch_size, Prompts([""] * batch_size), guidance_scale)
         model.predictor(x.expand(batch_size, *x.shape[1:]), torch.tensor(0), condition)
     return Prepared(model.runtime.name, model.dtype, model.reason, time.perf_counter() - began)
+
+
+def _model(pipe: Any, runtime: str, dtype: torch.dtype | str | None, capability: int | None) -> adapters.Adapter:
+    make = adapters.resolve(pipe)
+    if capability is None:
+        return make(pipe, runtime, dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "float16 on a CPU")  # nothing is computed in it here
+        return make(pipe, runtimes.ahead_of_time(runtime, capability), pipe.unet.dtype if dtype is None else dtype)

@@ -131,10 +131,140 @@ def jump(schedule: Schedule, node: int) -> torch.Tensor:
     return torch.stack([alpha, (1 - alpha**2).sqrt()]).reshape(1, 1, 2)
 
 
+def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """O-BELM: tables up (N, 2, 3), below (N, 1, 2) and down (N, 1, 3), `methods.reversible` says how they are used.
+
+    With h_i the length of step i in sigma/alpha, r = h_i / h_{i-1}, and e_i the noise predicted at x_i, the two-step
+    formula for x_{i+1} is a DDIM step with the noise n_i = (1 + r) e_i - r n_{i-1}, begun by n = e in step `start`.
+    Carrying n in place of x_{i-1} is the same formula without its difference of nearly equal latents times r^2.
+    """
+    _require_chain(schedule, "O-BELM")
+    if float(schedule.alpha[-1]) == 0:
+        raise ValueError(
+            f"O-BELM divides by alpha, which is 0 at t={schedule.t[-1].item()} (zero terminal SNR); use BDIA, or a "
+            "'leading' grid"
+        )
+    a, b = _levels(schedule)
+    (p, q), h = transfer(*a, *b, "epsilon"), (schedule.sigma / schedule.alpha).diff()
+    ratio = torch.cat([torch.ones_like(h[:1]), h[1:] / h[:-1]])
+    state, output = noise(schedule)[:, 0].roll(1, 0).unbind(-1)  # read at each step's source
+    following = torch.stack([(1 + ratio) * state, -ratio, (1 + ratio) * output], -1)
+    following[start, [0, 2]] = noise(schedule)[start, 0]  # asked at the target
+    following[start, 1] = 0
+    ahead = q.unsqueeze(1) * following
+    ahead[:, 0] += p
+    below = torch.stack([1 / p, -q / p], -1)
+    before = torch.cat([(state * (1 + 1 / ratio)).unsqueeze(1) * below, ((1 + 1 / ratio) * output).unsqueeze(1)], 1)
+    before[:, 1] -= 1 / ratio
+    return torch.stack([ahead, following], 1), below.unsqueeze(1), before.unsqueeze(1)
+
+
+def bdia(schedule: Schedule, gamma: float, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """BDIA, gamma x_{i+1} = x_{i-1} - DOWN(x_i) + gamma UP(x_i): tables as for `obelm`, x_{i-1} is what it carries."""
+    _require_chain(schedule, "BDIA")
+    last = schedule.num_steps - 1
+    below, here, above = ((schedule.alpha[k : k + last], schedule.sigma[k : k + last]) for k in range(3))
+    p_down, q_down = transfer(*here, *below, schedule.prediction_type)
+    p_up, q_up = transfer(*here, *above, schedule.prediction_type)
+    ahead = torch.zeros(schedule.num_steps, 3, dtype=torch.float64)
+    ahead[:, [0, 2]] = explicit(up(schedule))[:, 0]  # the first step is DDIM inversion
+    two = torch.stack([p_up - p_down / gamma, torch.full_like(p_up, 1 / gamma), q_up - q_down / gamma], -1)
+    ahead[start + 1 :] = two[start:]
+    before = torch.zeros_like(ahead)
+    before[1:] = torch.stack([torch.full_like(p_up, gamma), p_down - gamma * p_up, q_down - gamma * q_up], -1)
+    unit = torch.eye(3, dtype=torch.float64).expand(len(ahead), 3, 3)
+    return torch.stack([ahead, unit[:, 0]], 1), unit[:, 1:2, :2], before.unsqueeze(1)
+
+
+def edict(schedule: Schedule, mix: float) -> tuple[torch.Tensor, ...]:
+    """EDICT's two tables upwards and its two downwards, (N, 1, 3) and (N, 2, 3) each; `methods.reversible` says how.
+
+    In step i one latent of the pair leads: x where N - 1 - i is even, else y. Mixing is x first whoever leads.
+    """
+    c = _partnered(schedule)
+    steps = torch.arange(schedule.num_steps)
+    x_leads = ((steps.flip(0) % 2) == 0).unsqueeze(1)
+
+    def swap(a: torch.Tensor, b: torch.Tensor) -> Row:  # (leader, follower) to (x, y) and back
+        return torch.where(x_leads, a, b), torch.where(x_leads, b, a)
+
+    unit = torch.eye(3, dtype=torch.float64)
+    # Down: over (follower, leader', o(leader')), the leader already moved.
+    x, y = swap(unit[1].expand_as(c), c)
+    x = mix * x + (1 - mix) * y
+    leader, follower = swap(x, mix * y + (1 - mix) * x)
+    down_second = torch.stack([follower, leader], 1)
+    # Up: the pair before it was mixed, over (follower, leader), and both moved back.
+    x, y = swap(unit[1, :2].expand(len(c), 2), unit[0, :2].expand(len(c), 2))
+    y = (y - (1 - mix) * x) / mix
+    leader, follower = swap((x - (1 - mix) * y) / mix, y)
+    p, partner, output = c.unsqueeze(-1).unbind(1)
+    up_first = torch.cat([follower - partner * leader, -output], -1) / p
+    moved = torch.cat([torch.ones_like(p), -partner, -output], -1) / p
+    following = leader.roll(-1, 0)  # of the next step, in which the roles are swapped
+    asked = following[:, :1] * moved + following[:, 1:] * unit[1]
+    return up_first.unsqueeze(1), torch.stack([moved, asked], 1), c.unsqueeze(1), down_second
+
+
+def noise_maps(schedule: Schedule, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """DDPM with its noise solved for, up (N, 2, 3): (x_a, x_b, o) -> (x_b, z), down (N, 1, 3): (x_b, z, o) -> x_a.
+
+    x_a = mu(x_b) + s z with s^2 = eta^2 sigma_a^2 / sigma_b^2 (1 - alpha_b^2 / alpha_a^2). Where s = 0 (a = clean data)
+    z is the difference itself.
+    """
+    _require_chain(schedule, "NoiseMaps")
+    a, b = _levels(schedule)
+    scale = eta * a[1] / b[1] * (1 - (b[0] / a[0]) ** 2).sqrt()
+    p, q = transfer(*b, a[0], (a[1] ** 2 - scale**2).clamp(min=0).sqrt(), schedule.prediction_type)
+    scale = torch.where(scale == 0, 1.0, scale)
+    # x_b passes through with a zero for o: an output that is not finite shows in the latents.
+    through = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).expand(len(p), 3)
+    z = torch.stack([1 / scale, -p / scale, -q / scale], -1)
+    return torch.stack([through, z], 1), _table((p, scale, q))
+
+
+def moved(schedule: Schedule) -> torch.Tensor:
+    """A latent whose step is taken with another noise, (N, 1, 3): inputs (x_b, noise, the one before) -> x_b'."""
+    a, b = _levels(schedule)
+    _, q = transfer(*a, *b, "epsilon")
+    return _table((torch.ones_like(q), q, -q))
+
+
+def diffuse(schedule: Schedule, start: int = 0) -> torch.Tensor:
+    """Forward diffusion to each step's target, (N, 1, 2): inputs (x_0, or the latents of node `start`, and noise)."""
+    alpha = schedule.alpha[start] if start else torch.ones((), dtype=torch.float64)
+    ratio = schedule.alpha[1:] / alpha
+    return _table((ratio, (schedule.sigma[1:] ** 2 - ratio**2 * (1 - alpha**2)).clamp_min(0).sqrt()))
+
+
 def guided(table: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance folded in: the last column o becomes (o_cond, o_uncond) with weights (g, 1 - g)."""
     weights = torch.tensor([scale, 1 - scale], dtype=table.dtype)
     return torch.cat([table[..., :-1], table[..., -1:] * weights], -1)
+
+
+def _partnered(schedule: Schedule) -> torch.Tensor:
+    """DDIM of one latent with the noise (the velocity where `up` holds it) at another, (N, 3): (x_b, y_b, o(y_b))."""
+    a, b = _levels(schedule)
+    p, q = transfer(*b, *a, "epsilon")
+    state, output = noise(schedule)[:, 0].unbind(-1)
+    table = torch.stack([p, q * state, q * output], -1)
+    if schedule.prediction_type == "epsilon":
+        return table
+    p, q = transfer(*b, *a, "v_prediction")
+    state, output = torch.zeros_like(q), torch.ones_like(q)
+    if schedule.prediction_type == "sample":
+        state, output = b[0] / b[1], -1 / b[1]
+    velocity = torch.stack([p, q * state, q * output], -1)
+    return torch.where((b[0] < VELOCITY_BELOW).unsqueeze(1), velocity, table)
+
+
+def _require_chain(schedule: Schedule, name: str) -> None:
+    if not torch.equal(schedule.source_alpha, schedule.alpha[:-1]):
+        raise ValueError(
+            f"{name} needs steps that begin where the last one ended, unlike those of this grid, compat="
+            f"{schedule.compat!r}; leave compat out, or use a 'leading' grid"
+        )
 
 
 def _levels(schedule: Schedule) -> tuple[Row, Row]:

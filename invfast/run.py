@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,13 +10,16 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import arguments, capture, ops
-from invfast.adapters import Adapter, Condition
+from invfast.adapters import Adapter, Condition, Prompts
+from invfast.adapters.conditioned import EMBEDS
 from invfast.adapters.predictor import Predictor
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Stats
-from invfast.methods import Problem
+from invfast.methods import Method, Problem
 from invfast.methods.base import State, Stepper
 from invfast.schedule import Schedule
+
+logger = logging.getLogger("invfast")
 
 
 def problem(
@@ -25,6 +29,7 @@ def problem(
     generator: torch.Generator | list[torch.Generator] | None,
     batch: int,
     kernels: str | None,
+    condition: Condition = ({}, None),
 ) -> Problem:
     """What the method may know of this run, its kernels chosen."""
     if isinstance(generator, list) and len(generator) != batch:
@@ -36,7 +41,47 @@ def problem(
         return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
 
     chosen = ops.resolve(model.device, kernels)
-    return Problem(grid, model.guidance(guidance_scale), model.device, model.latent_dtype, draw, chosen)
+    scale, embeds = model.guidance(guidance_scale), _embeds(model, condition)
+    return Problem(grid, scale, model.device, model.latent_dtype, draw, chosen, embeds)
+
+
+def second(
+    model: Adapter, method: Method, first: Problem, prompts: Prompts, batch: int
+) -> tuple[Problem, Condition] | None:
+    """What a method with a guidance of its own works for: that problem and condition; None for the other methods.
+
+    Raises:
+        ValueError: the inversion itself is asked for under guidance, or the network knows none.
+    """
+    scale, name = method.guidance_scale, type(method).__name__
+    if scale is None:
+        return None
+    if first.guidance_scale > 1:
+        raise ValueError(
+            f"{name} inverts at guidance_scale=1 and has the guidance of the way back among its own settings; give "
+            f"guidance_scale={first.guidance_scale:g} to the method instead"
+        )
+    condition = model.condition(batch, prompts, scale)
+    if condition[1] is None:
+        raise ValueError(f"{name} is for classifier-free guidance, which this pipeline's network does without")
+    return replace(first, guidance_scale=scale, embeds=_embeds(model, condition)), condition
+
+
+def refine(
+    model: Adapter, method: Method, problem: Problem, condition: Condition, first: Run, node: int, stats: Stats
+) -> tuple[State, Stats]:
+    """The method's second pass: what it keeps, and how both passes went together."""
+    stepper = method.refiner(problem, node)
+    found, own = run(model, problem, stepper, first.state, condition, hooks(model, None, (), False))
+    if found.steps_taken < len(stepper.steps):
+        logger.warning("interrupted while refining, after %d of %d steps", found.steps_taken, len(stepper.steps))
+    both = replace(
+        stats,
+        evaluations=tuple(map(sum, zip(stats.evaluations, own.evaluations, strict=True))),
+        samples=stats.samples + own.samples,
+        seconds=stats.seconds + own.seconds,
+    )
+    return {name: found.state[name] for name in stepper.keep}, both
 
 
 def hooks(model: Adapter, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
@@ -88,6 +133,12 @@ def run(
         cuda_graph=take is not None,
     )
     return found, stats
+
+
+def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:
+    """The text embeddings of each branch, in the latents' dtype."""
+    each = [branch[EMBEDS] for branch in condition if branch and EMBEDS in branch]
+    return tuple(value.to(model.device, model.latent_dtype) for value in each)
 
 
 def _captured(

@@ -22,10 +22,12 @@ ALLOWED = {
     "digests": set(),
     "provenance": {"schedule", "methods", "adapters", "digests"},
     "integrate": {"schedule"},
+    "capture": {"schedule"},
+    "run": {"integrate", "capture", "methods", "adapters", "inversion", "schedule", "arguments", "ops"},
     "runtimes": {"digests"},
     "adapters": {"schedule", "images", "runtimes", "digests"},
-    "api": {"integrate", "methods", "ops", "adapters", "inversion", "schedule", "images", "provenance", "arguments"},
-    "preparation": {"adapters"},
+    "api": {"run", "methods", "adapters", "inversion", "schedule", "images", "provenance", "arguments"},
+    "preparation": {"adapters", "runtimes"},
     "": {"api", "inversion", "preparation", "schedule"},
     "compare": {"api", "adapters", "images", "methods", "metrics"},
     "demo": {"", "schedule", "images", "compare", "methods"},
@@ -37,8 +39,10 @@ OPTIONAL = {
     "triton",
     "onnx",
     "onnxruntime",
+    "onnxscript",
     "openvino",
     "tensorrt",
+    "tensorrt_rtx",
     "ray",
     "gradio",
     "torchmetrics",
@@ -46,7 +50,7 @@ OPTIONAL = {
     "pytest",
 }
 PACKAGES = {part: {"torch"} for part in ("reference", "ops", "methods", "rows", "digests")}
-PACKAGES["runtimes"] = {"torch", "openvino", "safetensors", "filelock", "platformdirs"}
+PACKAGES["runtimes"] = {"torch", "onnxruntime", "openvino", "safetensors", "filelock", "platformdirs"}
 
 
 def imports(path):

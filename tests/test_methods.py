@@ -1,5 +1,6 @@
 """Each method against its long-hand twin, alone and in batches; costs; composition."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,8 +9,9 @@ from diffusers import DDIMScheduler
 from toy import distance, grid, network, noise_for, predictor, rewritten, run, sample
 
 from invfast import Schedule, methods
-from invfast.methods import DDIM, EasyInv, FixedPoint, ForwardStart
-from invfast.reference import ddim, easyinv, fixed_point, forward_start
+from invfast.methods import BDIA, DDIM, EDICT, GNRI, OBELM, EasyInv, FixedPoint, ForwardStart, NoiseMaps, ReNoise
+from invfast.methods.whiten import draws
+from invfast.reference import ddim, easyinv, fixed_point, forward_start, noise_maps, renoise, reversible
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "set_alpha_to_one": False}
 SDXL = {"eta": 0.8, "start": 0.85, "length": 0.1}
@@ -31,6 +33,25 @@ def jumped(steps, inner):
         return forward_start.invert(model, x, nodes, prediction_type, steps=steps, noise=noise, inner=inner)
 
     return batched
+
+
+def first(function, **settings):
+    """The latents of a reference that returns what it keeps beside them."""
+    return lambda *given: function(*given, **settings)[0]
+
+
+def mapped(model, x, nodes, prediction_type="epsilon"):
+    noise = noise_for((len(x), len(nodes), *x.shape[1:]), 0).to(x.dtype)
+    return noise_maps.invert(model, x, nodes, prediction_type, noise=noise)[0]
+
+
+def renoised(model, x, nodes, prediction_type="epsilon", **settings):
+    """Image by image, with the noise and the shifts that the method draws."""
+    shifts, noise = draws(len(nodes), settings["iterations"] + 2), noise_for(x.shape, 7865).to(x.dtype)
+    each = zip(x.split(1), noise.split(1), strict=True)
+    return torch.cat(
+        [renoise.invert(model, row, nodes, prediction_type, noise=n, uniform=shifts, **settings) for row, n in each]
+    )
 
 
 fixed = partial(one_by_one, fixed_point.invert)
@@ -70,6 +91,21 @@ TWINS = {
         jumped(3, fixed(iterations=2, history=2)),
         1e-10,
     ),
+    "renoise": (ReNoise(2, 0.02, 2.0), partial(renoised, iterations=2, lambda_kl=0.02, lambda_ac=2.0), 1e-10),
+    "renoise 9, not regularised": (
+        ReNoise(9, lambda_kl=0, lambda_ac=0),
+        one_by_one(renoise.invert, iterations=9),
+        1e-10,
+    ),
+    "gnri": (GNRI(3), one_by_one(renoise.invert_by_sign, iterations=3), 1e-10),
+    "edict": (EDICT(), first(reversible.edict_invert), 1e-10),
+    "bdia": (BDIA(), first(reversible.bdia_invert), 1e-10),
+    "bdia .9": (BDIA(0.9), first(reversible.bdia_invert, gamma=0.9), 1e-10),
+    "obelm": (OBELM(), first(reversible.obelm_invert), 1e-10),
+    "noise maps": (NoiseMaps(), mapped, 1e-10),
+    "forward start edict": (ForwardStart(3, EDICT()), jumped(3, first(reversible.edict_invert)), 1e-10),
+    "forward start bdia": (ForwardStart(3, BDIA()), jumped(3, first(reversible.bdia_invert)), 1e-10),
+    "forward start obelm": (ForwardStart(3, OBELM()), jumped(3, first(reversible.obelm_invert)), 1e-10),
 }
 
 
@@ -110,8 +146,8 @@ def test_a_batch_equals_its_images_bit_for_bit(name, dtype, dynamic_batch, x0):
     together = run(method, nodes, x0, predict).state["latents"]
     for j, row in enumerate(x0.split(1)):
         single = predictor(1, dtype)
-        noise = ForwardStart(method.steps, method.method, seed=j) if isinstance(method, ForwardStart) else method
-        assert torch.equal(run(noise, nodes, row, single).state["latents"][0], together[j])
+        seeded = replace(method, seed=method.seed + j) if hasattr(method, "seed") else method
+        assert torch.equal(run(seeded, nodes, row, single).state["latents"][0], together[j])
         assert single.evaluations[0] == predict.evaluations[j]
 
 
@@ -127,6 +163,11 @@ def test_a_batch_equals_its_images_bit_for_bit(name, dtype, dynamic_batch, x0):
         (ForwardStart(2), 10),
         (ForwardStart(12), 0),
         (ForwardStart(2, FixedPoint(1, warm_start="linear")), 11),
+        (EDICT(), 24),
+        (BDIA(), 12),
+        (OBELM(), 12),
+        (NoiseMaps(), 12),
+        (ForwardStart(2, OBELM()), 10),
     ],
 )
 def test_cost(method, evaluations, x0):

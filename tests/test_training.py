@@ -102,8 +102,9 @@ def test_a_later_sitting_takes_up_what_an_earlier_one_left(tmp_path):
     early, gone_on = (torch.load(tmp_path / folder / "early.pt")["average"] for folder in ("whole", "again"))
     assert torch.equal(gone_on["weight"], early["weight"].half().float())
     assert (tmp_path / "again" / "checkpoint.pt").exists()
+    assert run("longer", 22, kept)[1] == [20, 21]
     with pytest.raises(ValueError, match="of another recipe"):
-        run("other", 21, kept)
+        run("shorter", 19, kept)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

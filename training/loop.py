@@ -154,7 +154,8 @@ def _early(path: Path) -> Path:
 def _take_up(path: Path, folder: Path, recipe: Recipe, module, average) -> tuple[int, float]:
     """Goes on from a sitting's average; both the weights and their average start from it."""
     facts, tensors = _read(path)
-    if facts["recipe"] != asdict(recipe):
+    # More steps than planned at first are no other run: the rate rises again and falls later.
+    if {**facts["recipe"], "steps": recipe.steps} != asdict(recipe) or facts["step"] > recipe.steps:
         raise ValueError(f"{path} is of another recipe, {facts['recipe']}; this one is {asdict(recipe)}: remove it")
     module.load_state_dict(tensors)
     average.module.load_state_dict(tensors)

@@ -14,7 +14,7 @@ import torch
 
 from invfast import runtimes
 from invfast.adapters.clone import is_managed, own_dtype, private
-from invfast.adapters.predictor import Predictor
+from invfast.adapters.conditioned import Conditioned
 from invfast.digests import network_digest, weights_digest
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
@@ -42,6 +42,7 @@ class Adapter(ABC):
         runtime: runtime name.
         dtype: the network's dtype or its name; None keeps the pipeline's, but float32 for float16 on a CPU, and lets
             runtime "auto" take bfloat16 for a large network on a CPU where that pays.
+        opaque: why the network must run as the Python module it is, beside what it shows itself.
 
     Raises:
         ValueError: unknown runtime or dtype, or the runtime cannot run this network in it.
@@ -51,13 +52,25 @@ class Adapter(ABC):
     description: ClassVar[str]
     """What the pipeline must be, for the error that lists what is supported."""
 
-    def __init__(self, pipe: Any, runtime: str = "auto", dtype: torch.dtype | str | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        runtime: str = "auto",
+        dtype: torch.dtype | str | None = None,
+        opaque: str | None = None,
+    ) -> None:
         self.pipe = pipe
         self.device = torch.device(pipe._execution_device)
         asked = _network_dtype(dtype, pipe.unet, self.device)
         parameters = sum(p.numel() for p in pipe.unet.parameters())
         self.runtime, self.dtype, self.reason = runtimes.resolve(
-            runtime, self.device, asked, free=dtype is None, parameters=parameters, opaque=_opaque(pipe.unet)
+            runtime,
+            self.device,
+            asked,
+            free=dtype is None,
+            parameters=parameters,
+            opaque=opaque or _opaque(pipe.unet),
+            identity=lambda: network_digest(pipe.unet, self.weights),
         )
         self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
 
@@ -116,7 +129,7 @@ class Adapter(ABC):
     def interrupted(self) -> bool:
         return bool(self.pipe._interrupt)
 
-    def predictor(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Predictor:
+    def predictor(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Conditioned:
         """The network on this runtime for latents like x and times like t, bound to its condition."""
         positive, negative = condition
         branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
@@ -127,7 +140,9 @@ class Adapter(ABC):
         example = {"x": torch.cat([x] * branches).to(dtype), "t": t.to(self.device), **static}
         spec = runtimes.Spec(self.device, self.dtype, lambda: network_digest(self.pipe.unet, self.weights))
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
-        return Predictor(network, static, len(x), branches, self.dtype, self.runtime.dynamic_batch, dtype)
+        # A processor of the caller's own never sees several times in one batch.
+        together = self.runtime.batched_time and not _opaque(self.pipe.unet)
+        return Conditioned(network, static, len(x), branches, self.dtype, self.runtime.dynamic_batch, dtype, together)
 
     def _private_unet(self) -> torch.nn.Module:
         dtype = self.runtime.weights_dtype(self.dtype) or own_dtype(self.pipe.unet)

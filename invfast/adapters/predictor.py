@@ -20,6 +20,7 @@ class Predictor:
         dtype: what the network computes in.
         dynamic_batch: whether images that are done may be left out.
         input_dtype: what it takes, latents are cast to it; by default `dtype`.
+        batched_time: whether it takes any number of rows with a time each, t (rows,).
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class Predictor:
         dtype: torch.dtype,
         dynamic_batch: bool,
         input_dtype: torch.dtype | None = None,
+        batched_time: bool = False,
     ) -> None:
         self.network, self.static, self.branches = network, static, branches
         self.dtype, self.dynamic_batch = dtype, dynamic_batch
-        self.input_dtype = input_dtype or dtype
+        self.input_dtype, self.batched_time = input_dtype or dtype, batched_time
         self.evaluations = [0] * batch
         self.samples = 0
 
@@ -47,6 +49,27 @@ class Predictor:
         out = self._evaluate(x[samples] if some else x, t, samples if some else None)
         self.samples += sum(len(o) for o in out)
         return tuple(_scatter(o, samples, batch) for o in out) if some else out
+
+    def many(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The batch at several times: x (n, B, C, h, w), t (n,) -> outputs of x's shape, as many as a call gives.
+
+        One call of the network where it takes a time a row, else one a time.
+        """
+        if not self.batched_time:
+            each = [self(latents, time) for latents, time in zip(x, t, strict=True)]
+            return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
+        n, batch = x.shape[:2]
+        self.evaluations = [count + n for count in self.evaluations]
+        self.samples += n * batch * self.branches
+        # Rows: branch by branch, in each time by time, in each image by image.
+        rows = x.to(self.input_dtype).expand(self.branches, *x.shape).flatten(0, 2)
+        static = {name: self._at_every_time(value, n) for name, value in self.static.items()}
+        times = t.repeat_interleave(batch).repeat(self.branches)
+        return self.network(rows, times, **static).unflatten(0, (self.branches, n, batch)).unbind()
+
+    def _at_every_time(self, value: torch.Tensor, n: int) -> torch.Tensor:
+        branches = value.unflatten(0, (self.branches, -1)).unsqueeze(1)
+        return branches.expand(-1, n, *branches.shape[2:]).flatten(0, 2)
 
     def _evaluate(self, x: torch.Tensor, t: torch.Tensor, rows: list[int] | None) -> tuple[torch.Tensor, ...]:
         static = self.static

@@ -28,6 +28,10 @@ def export(
     guidance: Guidance = 1.0,
     dtype: Dtype = None,
     device: Device = None,
+    capability: Annotated[
+        int | None,
+        typer.Option(help="Of another machine's GPU, 86 for 8.6, with --runtime tensorrt_rtx. (default: this one's)"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export a model's network into the cache ahead of time: invfast export --runtime openvino --size 64"""
@@ -41,6 +45,7 @@ def export(
         guidance_scale=guidance,
         runtime=runtime,
         dtype=dtype,
+        capability=capability,
     )
     row = {
         "command": "export",

@@ -8,6 +8,7 @@ from typing import Any
 
 from invfast.methods.base import Method, Problem
 from invfast.methods.ddim import DDIM
+from invfast.methods.direct import Direct
 from invfast.methods.easyinv import EasyInv
 from invfast.methods.fixed_point import FixedPoint
 from invfast.methods.forward_start import ForwardStart
@@ -15,6 +16,7 @@ from invfast.methods.gnri import GNRI
 from invfast.methods.noise_maps import NoiseMaps
 from invfast.methods.renoise import ReNoise
 from invfast.methods.reversible import BDIA, EDICT, OBELM
+from invfast.methods.tuned import NegativePrompt, NullText, PromptTuning
 
 METHODS: dict[str, Method] = {
     "ddim": DDIM(),
@@ -31,13 +33,32 @@ METHODS: dict[str, Method] = {
     "noise_maps": NoiseMaps(),
     "renoise": ReNoise(),
     "gnri": GNRI(),
+    "null_text": NullText(),
+    "prompt_tuning": PromptTuning(),
+    "negative_prompt": NegativePrompt(),
+    "direct": Direct(),
 }
 """What the names mean. AIDI_E is "averaged", AIDI_A "anderson", Uni-Inv "warm_start"."""
 
 
 CLASSES = {
     cls.__name__: cls
-    for cls in (DDIM, EasyInv, FixedPoint, ForwardStart, EDICT, BDIA, OBELM, NoiseMaps, ReNoise, GNRI)
+    for cls in (
+        DDIM,
+        EasyInv,
+        FixedPoint,
+        ForwardStart,
+        EDICT,
+        BDIA,
+        OBELM,
+        NoiseMaps,
+        ReNoise,
+        GNRI,
+        NullText,
+        PromptTuning,
+        NegativePrompt,
+        Direct,
+    )
 }
 
 
@@ -88,12 +109,16 @@ __all__ = [
     "GNRI",
     "METHODS",
     "OBELM",
+    "Direct",
     "EasyInv",
     "FixedPoint",
     "ForwardStart",
     "Method",
+    "NegativePrompt",
     "NoiseMaps",
+    "NullText",
     "Problem",
+    "PromptTuning",
     "ReNoise",
     "from_dict",
     "resolve",

@@ -13,8 +13,7 @@ from invfast.ops import REFERENCE, Kernels
 from invfast.schedule import Schedule, Step
 
 State = dict[str, torch.Tensor]
-"""What a step hands to the next, by name, images first: "latents" (B, C, h, w), always there, and others of that shape or
-(B, n, C, h, w)."""
+"""What a step hands to the next, by name: always "latents" (B, C, h, w); others have that shape or (B, n, C, h, w)."""
 
 
 class Predict(Protocol):
@@ -34,6 +33,27 @@ class Predict(Protocol):
         """The batch at several times: x (n, B, C, h, w), t (n,) -> outputs of x's shape."""
 
 
+class Conditioned(Predict, Protocol):
+    """A predictor with text embeddings, (B, tokens, width) for each of the network's outputs."""
+
+    def under(self, x: torch.Tensor, t: torch.Tensor, embeds: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """All outputs with other embeddings."""
+
+    def branch(
+        self,
+        which: int,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        embeds: torch.Tensor,
+        samples: Sequence[int],
+        gradient: bool = False,
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor] | None]:
+        """One output for the images of `samples`, whose x and embeddings are given alone, (n, ...).
+
+        With `gradient` also the map from a cotangent of the output to that of the embeddings.
+        """
+
+
 @dataclass(frozen=True)
 class Problem:
     """Everything a method may know of one run.
@@ -45,6 +65,7 @@ class Problem:
         draw: (shape, seed) -> standard normal noise (B, ...), each image's from a generator of its own; takes the
             method's own seed.
         kernels: the implementation of the ops.
+        embeds: the text embeddings of each of the network's outputs, (B, tokens, width) in `dtype`, where it has them.
     """
 
     schedule: Schedule
@@ -53,6 +74,7 @@ class Problem:
     dtype: torch.dtype = torch.float32
     draw: Callable[[Sequence[int], int], torch.Tensor] | None = None
     kernels: Kernels = REFERENCE
+    embeds: tuple[torch.Tensor, ...] = ()
 
     def place(self, table: torch.Tensor) -> torch.Tensor:
         """A table without a network output, on the device."""
@@ -87,9 +109,21 @@ class Stepper(Protocol):
 class Method:
     """Base of all methods; subclasses are frozen dataclasses of their settings."""
 
+    guidance_scale: float | None = None
+    """What the way back is meant to run at, above 1; None for methods to which guidance is a matter of the caller's."""
+    differentiates: bool = False
+    """Whether `refiner` asks for gradients of the network."""
+
     def inverter(self, problem: Problem, start: int = 0) -> Stepper:
         """Data to noise, from node `start` of the schedule."""
         raise NotImplementedError
+
+    def refiner(self, problem: Problem, node: int) -> Stepper | None:
+        """A second pass, down from `node` under the method's own guidance: what it keeps replaces what the first kept.
+
+        It is given the final state of the first. None where there is none.
+        """
+        return None
 
     def sampler(self, problem: Problem, start: int) -> Stepper:
         """Noise to data from node `start`: deterministic DDIM unless the method brings its own."""

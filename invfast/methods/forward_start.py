@@ -41,6 +41,10 @@ class ForwardStart(Method):
         if not isinstance(self.method, Method):
             raise TypeError(f"ForwardStart method must be a Method instance, got {self.method!r}")
 
+    @property
+    def guidance_scale(self) -> float | None:
+        return self.method.guidance_scale
+
     def inverter(self, problem: Problem, start: int = 0) -> _Jumped:
         if start:
             raise ValueError("ForwardStart begins at the data and cannot stand inside another ForwardStart")

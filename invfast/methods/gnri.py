@@ -43,7 +43,7 @@ class SignStepper:
     keep = ()
 
     def __init__(self, method: GNRI, problem: Problem, start: int) -> None:
-        self.iterations, self.kernels = method.iterations, problem.kernels
+        self.times, self.kernels = method.iterations, problem.kernels
         self.steps = range(start, problem.schedule.num_steps)
         self.up = problem.place_guided(rows.with_residual(rows.up(problem.schedule)))
 
@@ -53,7 +53,7 @@ class SignStepper:
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
         x = z = state["latents"]
         best: tuple[torch.Tensor, ...] = ()
-        for _ in range(self.iterations):
+        for _ in range(self.times):
             f, gap, sums = self.kernels.lincomb_residual((x, z, *predict(z, step.t)), self.up, step.index, z)
             mean = gap.abs().flatten(1).mean(1)
             best = _better((mean, f, sums), best)

@@ -1,10 +1,9 @@
-"""Edit-friendly noise maps: DDPM sampling x_a = mu(x_b) + s z, its noises z solved for at latents of one's own choice.
+"""Edit-friendly noise maps: DDPM sampling x_a = mu(x_b) + s z, with its noises z solved for at latents drawn before.
 
 Every node's latent is drawn from the data by itself, x_b = alpha_b x_0 + sigma_b n_b with a fresh n_b, and then
-z = (x_a - mu(x_b)) / s. No latent waits for another, so the network is asked about many nodes in one batch. Neighbouring
-latents share no noise, which makes the maps larger than DDPM's own and ties them to the picture: another prompt moves
-what the maps leave open. Huberman-Spiegelglas et al., arXiv 2304.06140, eq. 5 and 6; there the last map is set to zero,
-here it is kept, and the way back is exact.
+z = (x_a - mu(x_b)) / s. No latent waits for another, so the network is asked about many nodes in one batch. Neighbours
+share no noise: the maps come out larger than DDPM's own and carry the picture, also into an edit.
+Huberman-Spiegelglas et al., arXiv 2304.06140; there the last map is set to zero, here it is kept.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class NoiseMaps(Method):
     def inverter(self, problem: Problem, start: int = 0) -> MapsUp:
         if start:
             raise ValueError(
-                "NoiseMaps draws every node from the data and cannot begin at a noisy latent; use it without ForwardStart"
+                "NoiseMaps draws every node from the data and cannot begin at a later one; use it without ForwardStart"
             )
         return MapsUp(self, problem)
 

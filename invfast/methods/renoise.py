@@ -35,7 +35,7 @@ class ReNoise(Method):
         lambda_kl, lambda_ac: strengths of the regularisation, at least 0; both 0 switch it off.
         early_window, late_window: (first, end) of the iterations that are averaged, for t < 250 and for the rest.
         seed: image j of a batch draws the noise of its reference from a generator of seed + j, unless `invert` is
-            given generators.
+            given generators; the default is the published one, and not the one that ForwardStart draws with.
 
     Raises:
         ValueError: a value outside its range.
@@ -46,7 +46,7 @@ class ReNoise(Method):
     lambda_ac: float = 20.0
     early_window: Sequence[int] = (0, 5)
     late_window: Sequence[int] = (8, 10)
-    seed: int = 0
+    seed: int = 7865
 
     def __post_init__(self) -> None:
         if not isinstance(self.iterations, Integral) or self.iterations < 1:
@@ -103,7 +103,7 @@ class Renoiser:
         x = state["latents"]
         if not self.method.regularised:
             return {"latents": x}
-        return {"latents": x, "origin": x, "noise": self.problem.draw(x.shape, self.method.seed)}
+        return {"latents": x, "origin": x, "added": self.problem.draw(x.shape, self.method.seed)}
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
         x = y = state["latents"]
@@ -127,7 +127,7 @@ class Renoiser:
         """The noise predicted at forward-diffused data."""
         if not self.method.regularised:
             return None
-        z = self.kernels.lincomb((state["origin"], state["noise"]), self.diffuse, step.index)[0]
+        z = self.kernels.lincomb((state["origin"], state["added"]), self.diffuse, step.index)[0]
         return self._noise(step, z, predict(z, step.t))[0]
 
     def _noise(self, step: Step, y: torch.Tensor, output: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:

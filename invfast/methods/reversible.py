@@ -138,8 +138,8 @@ class TwoStepDown:
 class Coupled:
     """EDICT's step in two updates. One latent of the pair leads and the other follows; in the next step they swap.
 
-    Down: the leader moves with the noise at the follower, then the follower with the noise at the moved leader, and both
-    are mixed. Up: they are unmixed, the follower moves back, then the leader. Mixing is linear and melts into the
+    Down: the leader moves with the noise at the follower, then the follower with the noise at the moved leader, and
+    they are mixed. Up: they are unmixed, the follower moves back, then the leader. Mixing is linear and melts into the
     updates. Upwards the network is asked first at the unmixed leader, which is no latent: the update before makes it as
     its second output.
 

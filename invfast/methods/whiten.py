@@ -48,6 +48,8 @@ def whiten(noise: torch.Tensor, reference: torch.Tensor, drawn: torch.Tensor, kl
 
 def patch_gradient(noise: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Gradient of the summed |KL| between the patches of two noises with respect to the first."""
+    if min(noise.shape[2:]) < PATCH:
+        return torch.zeros_like(noise)
     patches, others = _patches(noise), _patches(reference)
     n, mean, variance = patches.shape[-1], patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
     gap = mean - others.mean(-1, keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,15 +10,21 @@ import torch
 from invfast.runtimes.base import Network, Runtime, Spec
 from invfast.runtimes.compiled import Compile
 from invfast.runtimes.eager import Eager
+from invfast.runtimes.onnxruntime_ import CUDA, TENSORRT, ONNXRuntime
 from invfast.runtimes.openvino import OpenVINO
 from invfast.runtimes.prepared import prepared, prepared_networks, release
 from invfast.runtimes.selftest import bfloat16_on_cpu
+from invfast.runtimes.tensorrt import TensorRT
 
 RUNTIMES: dict[str, Runtime] = {
     "eager": Eager(),
     "compile": Compile(),
     "openvino": OpenVINO("openvino", "CPU"),
     "openvino_gpu": OpenVINO("openvino_gpu", "GPU"),
+    "onnxruntime": ONNXRuntime("onnxruntime", CUDA),
+    "onnxruntime_tensorrt": ONNXRuntime("onnxruntime_tensorrt", TENSORRT),
+    "tensorrt": TensorRT("tensorrt"),
+    "tensorrt_rtx": TensorRT("tensorrt_rtx"),
 }
 LARGE = 50_000_000
 """Parameters from which exporting a network pays within one run."""
@@ -32,40 +39,77 @@ class Choice(NamedTuple):
 
 
 def resolve(
-    name: str, device: torch.device, dtype: torch.dtype, *, free: bool, parameters: int, opaque: str | None
+    name: str | Runtime,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    free: bool,
+    parameters: int,
+    opaque: str | None,
+    identity: Callable[[], str] | None = None,
 ) -> Choice:
     """The runtime for a network, chosen once, before the loop.
 
     Args:
-        name: "auto" or one of RUNTIMES.
+        name: "auto", one of RUNTIMES, or a runtime itself.
         device: where the pipeline is.
         dtype: what to compute in.
         free: whether "auto" may take another dtype that this machine is faster in; the caller named none.
         parameters: of the network.
         opaque: why the network must run as the Python module it is; None where it may be exported.
+        identity: the network's digest, computed when "auto" asks whether an engine of it was built.
 
     Raises:
         ValueError: the name is unknown, or the runtime cannot run this network in this dtype on this device.
         RuntimeError: the runtime was asked for by name and cannot run here; says why and what to install.
     """
     if name == "auto":
-        return _auto(device, dtype, free, parameters, opaque)
-    if not isinstance(name, str) or name not in RUNTIMES:
-        raise ValueError(f"unknown runtime {name!r}; expected 'auto' or one of {', '.join(map(repr, RUNTIMES))}")
-    runtime = RUNTIMES[name]
+        return _auto(device, dtype, free, parameters, opaque, identity)
+    runtime = _named(name) if isinstance(name, str) or not hasattr(name, "prepare") else name
     reason = runtime.unavailable()
     if reason:
-        raise RuntimeError(f"runtime {name!r} is unavailable: {reason}")
+        raise RuntimeError(f"runtime {runtime.name!r} is unavailable: {reason}")
     reason = (opaque if runtime.exports else None) or runtime.refuses(device, dtype)
     if reason:
-        raise ValueError(f"runtime {name!r} cannot run this network: {reason}")
+        raise ValueError(f"runtime {runtime.name!r} cannot run this network: {reason}")
     return Choice(runtime, dtype, "asked for by name")
 
 
-def _auto(device: torch.device, dtype: torch.dtype, free: bool, parameters: int, opaque: str | None) -> Choice:
+def ahead_of_time(name: str, capability: int) -> Runtime:
+    """The runtime that builds for GPUs of a compute capability (86 for 8.6), whatever is in this machine.
+
+    Raises:
+        ValueError: the name is unknown, or that runtime builds for the machine it is on.
+    """
+    runtime = _named(name)
+    if not isinstance(runtime, TensorRT):
+        raise ValueError(
+            f"runtime {name!r} does not build for another machine's GPU; expected 'tensorrt_rtx', or no capability"
+        )
+    return runtime.ahead_of_time(capability)
+
+
+def _named(name: str) -> Runtime:
+    if not isinstance(name, str) or name not in RUNTIMES:
+        raise ValueError(f"unknown runtime {name!r}; expected 'auto' or one of {', '.join(map(repr, RUNTIMES))}")
+    return RUNTIMES[name]
+
+
+def _auto(
+    device: torch.device,
+    dtype: torch.dtype,
+    free: bool,
+    parameters: int,
+    opaque: str | None,
+    identity: Callable[[], str] | None,
+) -> Choice:
     eager, openvino = RUNTIMES["eager"], RUNTIMES["openvino"]
     if opaque:
         return Choice(eager, dtype, opaque)
+    if device.type == "cuda" and identity is not None:
+        engine = _with_engine(device, dtype, identity)
+        if engine:
+            return Choice(engine, dtype, f"the cache has an engine of this network for {device} in {dtype}")
     if device.type != "cpu":
         return Choice(eager, dtype, f"the pipeline is on {device}; runtime='compile' is faster over many images")
     if parameters < LARGE:
@@ -80,6 +124,15 @@ def _auto(device: torch.device, dtype: torch.dtype, free: bool, parameters: int,
     return Choice(eager, torch.bfloat16 if half else dtype, f"openvino: {said}" + _measured(half))
 
 
+def _with_engine(device: torch.device, dtype: torch.dtype, identity: Callable[[], str]) -> TensorRT | None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        runtime = RUNTIMES[name]
+        can = runtime.unavailable() is None and runtime.refuses(device, dtype) is None
+        if can and runtime.cached(identity, device, dtype):
+            return runtime
+    return None
+
+
 def _measured(half: bool) -> str:
     speed, error = bfloat16_on_cpu() if half else (1, 0)
     return f"; bfloat16 measured {speed:.1f} x float32, error {error:.0e}" if half else ""
@@ -92,6 +145,7 @@ __all__ = [
     "Network",
     "Runtime",
     "Spec",
+    "ahead_of_time",
     "bfloat16_on_cpu",
     "prepared",
     "prepared_networks",

@@ -45,6 +45,9 @@ class Runtime(Protocol):
     capturable: bool
     """Whether its networks run on torch's current stream and may be recorded in a CUDA graph."""
 
+    batched_time: bool
+    """Whether a prepared network takes any number of rows with a time each, t (rows,)."""
+
     def unavailable(self) -> str | None:
         """Why it cannot run here, with the install command; None when it can."""
 

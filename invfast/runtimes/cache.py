@@ -65,7 +65,7 @@ class Cache:
             build: fills an empty folder.
             doing: said before a build.
         """
-        key = hashlib.sha256(json.dumps([SCHEMA, inputs], sort_keys=True).encode()).hexdigest()[:32]
+        key = _key(inputs)
         target = self.folder / key
         with FileLock(self.folder / f"{key}.lock"):
             if target.exists():
@@ -76,6 +76,13 @@ class Cache:
                 shutil.rmtree(target)
             self._build(key, inputs, build, doing)
         return target
+
+    def find(self, inputs: Mapping[str, Any]) -> Path | None:
+        """The folder of an entry, None where it is not there or not whole; nothing is built."""
+        key = _key(inputs)
+        with FileLock(self.folder / f"{key}.lock"):
+            target = self.folder / key
+            return target if target.exists() and _what_is_wrong(target, inputs) is None else None
 
     def entries(self) -> Iterator[Entry]:
         """What is there, newest first; what has no readable manifest is named by its key alone."""
@@ -120,6 +127,10 @@ class Cache:
             shutil.rmtree(work, ignore_errors=True)
             raise
         logger.info("made in %.0f s", time.perf_counter() - began)
+
+
+def _key(inputs: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([SCHEMA, inputs], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _what_is_wrong(folder: Path, inputs: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,45 @@ from safetensors.torch import load_file, save_file
 WEIGHTS = "weights.safetensors"
 
 
-def in_child(kind: str, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], folder: Path) -> None:
+def description(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], network: str) -> dict[str, Any]:
+    """What shapes a converted network whatever it is converted to, as plain values for the key of a cache entry.
+
+    Where every level halves evenly, the network's path does not depend on the size, and "size" is "open".
+    """
+    sides = example_inputs["x"].shape[2:]
+    factor = halvings(module)
+    even = factor > 1 and all(side % factor == 0 for side in sides)
+    return {
+        "class": type(module).__name__,
+        "network": network,
+        **{name: metadata.version(name) for name in ("torch", "diffusers")},
+        "inputs": {name: [value.ndim, value.is_floating_point()] for name, value in example_inputs.items()},
+        "size": "open" if even else list(sides),
+    }
+
+
+def halvings(module: torch.nn.Module) -> int:
+    """By how much a UNet's lowest level is smaller than its input; 1 where the module has no levels."""
+    return 2 ** max(0, len(getattr(module, "up_blocks", [])) - 1)
+
+
+def in_child(
+    kind: str,
+    module: torch.nn.Module,
+    example_inputs: Mapping[str, torch.Tensor],
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    open_axes: Mapping[str, list[int]] | None = None,
+) -> None:
     """Writes a converted network into a folder.
 
     Args:
         kind: of the conversion, a name in `CONVERTERS`.
-        module: in eval mode, in any dtype; it is converted in float32.
-        example_inputs: "x", "t" and the static inputs; the converted network takes them in float32, or int64.
+        module: in eval mode, in any dtype.
+        example_inputs: "x", "t" where it takes times, and the static inputs; only their shapes and kinds count.
         folder: private and empty.
+        dtype: what the converted network holds and takes floats in, but t in float32; integers are int64.
+        open_axes: the axes of each input that any length may take, for tracers that are told.
 
     Raises:
         RuntimeError: the child failed; carries the end of what it said.
@@ -34,7 +66,9 @@ def in_child(kind: str, module: torch.nn.Module, example_inputs: Mapping[str, to
     save_file(_apart(module), folder / WEIGHTS)
     shapes = {name: (tuple(value.shape), value.is_floating_point()) for name, value in example_inputs.items()}
     try:
-        order = pickle.dumps({"path": sys.path, "kind": kind, "folder": str(folder), "inputs": shapes})
+        order = pickle.dumps(
+            {"path": sys.path, "kind": kind, "folder": str(folder), "inputs": shapes, "dtype": dtype, "open": open_axes}
+        )
         body = pickle.dumps(_hollow(module))
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise RuntimeError(f"{type(module).__name__} cannot be handed to another process: {error}") from error
@@ -76,17 +110,19 @@ def _hollow(module: torch.nn.Module) -> torch.nn.Module:
 
 
 class _Positional(torch.nn.Module):
-    """(x, t, *static inputs) -> output, for tracers that know no names."""
+    """(x, t, *static inputs) -> output, for tracers that know no names; without t where the module takes no times."""
 
     def __init__(self, module: torch.nn.Module, names: list[str]) -> None:
         super().__init__()
         self.module, self.names = module, names
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, *static_inputs: torch.Tensor) -> torch.Tensor:
-        return self.module(x, t, **dict(zip(self.names, static_inputs, strict=True)), return_dict=False)[0]
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(self.names, inputs, strict=True))
+        leading = [named.pop(name) for name in ("x", "t") if name in named]
+        return self.module(*leading, **named, return_dict=False)[0]
 
 
-def _openvino(module: torch.nn.Module, example: tuple[torch.Tensor, ...], folder: Path) -> None:
+def _openvino(module: _Positional, example: tuple[torch.Tensor, ...], folder: Path, _: Any) -> None:
     sys.modules["openvino_telemetry"] = None  # it would report the conversion over the network
     import openvino
 
@@ -94,7 +130,27 @@ def _openvino(module: torch.nn.Module, example: tuple[torch.Tensor, ...], folder
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)  # it would round tables of times too
 
 
-CONVERTERS: dict[str, Callable[[torch.nn.Module, tuple[torch.Tensor, ...], Path], None]] = {"openvino": _openvino}
+def _onnx(module: _Positional, example: tuple[torch.Tensor, ...], folder: Path, axes: Mapping[str, list[int]]) -> None:
+    # DYNAMIC, unlike AUTO, is an error where the tracer would fix an axis to the example's length.
+    shapes = [dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in module.names]
+    program = torch.onnx.export(
+        module,
+        example,
+        dynamo=True,
+        dynamic_shapes={"inputs": tuple(shapes)},
+        input_names=module.names,
+        output_names=["out"],
+        verbose=False,
+    )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces: more bytes than the graph itself
+    program.save(folder / "model.onnx", external_data=True)
+
+
+CONVERTERS: dict[str, Callable[[_Positional, tuple[torch.Tensor, ...], Path, Any], None]] = {
+    "onnx": _onnx,
+    "openvino": _openvino,
+}
 
 
 def _main() -> None:
@@ -102,16 +158,17 @@ def _main() -> None:
     order = pickle.load(sys.stdin.buffer)
     sys.path[:] = order["path"]
     module = pickle.load(sys.stdin.buffer)
-    folder = Path(order["folder"])
+    folder, dtype = Path(order["folder"]), order["dtype"]
     values = load_file(folder / WEIGHTS)
     for j, store, name, _ in _tensors(module):
         value = values[f"{j}.{name}"]
-        store[name] = torch.nn.Parameter(value.float() if value.is_floating_point() else value, requires_grad=False)
-    names = [name for name in order["inputs"] if name not in ("x", "t")]
-    kinds = {True: torch.float32, False: torch.int64}
-    example = tuple(torch.zeros(shape, dtype=kinds[floating]) for shape, floating in order["inputs"].values())
+        store[name] = torch.nn.Parameter(value.to(dtype) if value.is_floating_point() else value, requires_grad=False)
+    example = tuple(
+        torch.zeros(shape, dtype=(torch.float32 if name == "t" else dtype) if floating else torch.int64)
+        for name, (shape, floating) in order["inputs"].items()
+    )
     with torch.no_grad():
-        CONVERTERS[order["kind"]](_Positional(module, names).eval(), example, folder)
+        CONVERTERS[order["kind"]](_Positional(module, list(order["inputs"])).eval(), example, folder, order["open"])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ class Torch:
     """What eager and compiled torch share: any device and dtype, weights and inputs in the dtype of the computation."""
 
     capturable = True
+    batched_time = False
 
     def unavailable(self) -> str | None:
         return None
@@ -37,6 +38,7 @@ class Eager(Torch):
     name = "eager"
     dynamic_batch = True
     exports = False
+    batched_time = True
 
     def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
         def network(x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor:

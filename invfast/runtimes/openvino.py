@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -30,6 +29,8 @@ class OpenVINO:
 
     dynamic_batch = True
     exports = True
+    capturable = False
+    batched_time = False
 
     def __init__(self, name: str, device: str) -> None:
         self.name, self.device = name, device
@@ -66,16 +67,9 @@ class OpenVINO:
     def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
         names = [name for name in example_inputs if name not in ("x", "t")]
         x = example_inputs["x"]
-        # Where every level halves evenly, the network's path does not depend on the size.
-        factor = 2 ** max(0, len(getattr(module, "up_blocks", [])) - 1)
-        even = factor > 1 and all(side % factor == 0 for side in x.shape[2:])
         inputs = {
-            "class": type(module).__name__,
-            "network": spec.identity(),
+            **convert.description(module, example_inputs, spec.identity()),
             "runtime": f"openvino {_version()}",
-            **{name: metadata.version(name) for name in ("torch", "diffusers")},
-            "inputs": {name: [value.ndim, value.is_floating_point()] for name, value in example_inputs.items()},
-            "size": "open" if even else list(x.shape[2:]),
         }
         folder = Cache().entry(
             inputs,

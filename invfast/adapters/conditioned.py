@@ -1,0 +1,77 @@
+"""A predictor whose text embeddings can be replaced from call to call, one branch asked alone, and differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from invfast.adapters.predictor import Predictor
+
+EMBEDS = "encoder_hidden_states"
+Pullback = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Conditioned(Predictor):
+    """A Predictor of a network with text embeddings, the static input "encoder_hidden_states"."""
+
+    def under(self, x: torch.Tensor, t: torch.Tensor, embeds: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """All images with other embeddings, (B, tokens, width) a branch; the rest of the condition stays."""
+        self.evaluations = [count + 1 for count in self.evaluations]
+        self.samples += len(x) * self.branches
+        static = {**self.static, EMBEDS: torch.cat(list(embeds)).to(self.input_dtype)}
+        rows = torch.cat([x] * self.branches).to(self.input_dtype)
+        return self.network(rows, t, **static).chunk(self.branches)
+
+    def branch(
+        self,
+        which: int,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        embeds: torch.Tensor,
+        samples: Sequence[int],
+        gradient: bool = False,
+    ) -> tuple[torch.Tensor, Pullback | None]:
+        """One branch of some images, 0 the conditional one: its output, and on request how the embeddings shape it.
+
+        Args:
+            which: 0 or 1.
+            x, embeds: of these images alone, (n, C, h, w) and (n, tokens, width).
+            samples: which images they are.
+            gradient: whether to return, as second value, the map from a cotangent of the output to one of the
+                embeddings, in their dtype; it can be called once.
+
+        Raises:
+            RuntimeError: the network's output cannot be differentiated.
+        """
+        batch = len(self.evaluations)
+        for j in samples:
+            self.evaluations[j] += 1
+        self.samples += len(x)
+        chosen = [which * batch + j for j in samples]
+        static = {name: value[chosen] for name, value in self.static.items() if name != EMBEDS}
+        x = x.to(self.input_dtype)
+        if not gradient:
+            return self.network(x, t, **static, **{EMBEDS: embeds.to(self.input_dtype)}), None
+        return self._differentiable(x, t, static, embeds)
+
+    def _differentiable(
+        self, x: torch.Tensor, t: torch.Tensor, static: dict[str, torch.Tensor], embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, Pullback]:
+        # The loop runs in inference mode, whose tensors autograd refuses; copies made outside are ordinary ones.
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = embeds.clone().requires_grad_()
+            static = {name: value.clone() for name, value in static.items()}
+            output = self.network(x.clone(), t.clone(), **static, **{EMBEDS: leaf.to(self.input_dtype)})
+        if not output.requires_grad:
+            raise RuntimeError(
+                "the network's output does not depend on its embeddings as far as autograd can see; remove what runs "
+                "it without gradients (offload hooks, torch.no_grad)"
+            )
+
+        def pullback(cotangent: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode(False):
+                # Of the embeddings alone: the caller's weights keep what gradients they have.
+                return torch.autograd.grad(output, leaf, cotangent.to(output.dtype).clone())[0]
+
+        return output.detach(), pullback

@@ -1,0 +1,120 @@
+"""A TensorRT engine that runs on torch's tensors: bound by address, queued on torch's stream, nothing copied."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from invfast.runtimes.streams import beside
+
+OUT = "out"
+
+
+class Engine:
+    """One engine, its weights on the GPU, and one execution context, both used by every call.
+
+    Args:
+        package: "tensorrt" or "tensorrt_rtx".
+        path: the engine.
+        device: a GPU.
+        kernels: what `kernels` gave after an earlier run: TensorRT-RTX compiles its kernels where it runs.
+
+    Raises:
+        RuntimeError: it cannot be loaded here; says why.
+    """
+
+    def __init__(self, package: str, path: Path, device: torch.device, kernels: bytes | None = None) -> None:
+        trt = importlib.import_module(package)
+        self.device = device
+        self._log = _log(trt)  # must outlive all that was made with it
+        with _current(device):
+            self._runtime = trt.Runtime(self._log)
+            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes()) if self._runtime else None
+            if self._engine is None:
+                raise RuntimeError(
+                    f"{package} {trt.__version__} cannot load the engine {path}: {self._log.last()}; it runs on the "
+                    "GPU it was built for, under an NVIDIA driver as new as the package"
+                )
+            self.kernels_taken = False
+            self._context = self._create_context(trt, kernels)
+            # Of torch's default stream TensorRT waits for the whole device; so it gets one of its own there.
+            self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The output, a new tensor in the dtype of "x".
+
+        Args:
+            inputs: contiguous, on the device, in the dtypes the engine was built with.
+
+        Raises:
+            ValueError: a shape is outside the engine's profile.
+            RuntimeError: it could not be queued.
+        """
+        context = self._context
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        if shapes != self._shapes:
+            self._shapes = {}
+            for name, shape in shapes.items():
+                if not context.set_input_shape(name, shape):
+                    raise ValueError(f"input {name} of shape {shape} is outside the engine's profile")
+            self._shapes = shapes
+        x = inputs["x"]
+        out = torch.empty(tuple(context.get_tensor_shape(OUT)), dtype=x.dtype, device=x.device)
+        for name, value in (*inputs.items(), (OUT, out)):
+            context.set_tensor_address(name, value.data_ptr())
+        stream = self._queue()
+        with beside(stream):
+            if not context.execute_async_v3(stream.cuda_stream if stream else 0):
+                raise RuntimeError(f"TensorRT could not run the engine: {self._log.last()}")
+        return out
+
+    def kernels(self) -> bytes:
+        """What was compiled for this GPU so far, to be handed to the next engine of the same file."""
+        return bytes(self._cache.serialize())
+
+    def _queue(self) -> torch.cuda.Stream | None:
+        if self._stream is None:
+            return None
+        current = torch.cuda.current_stream(self.device)
+        return self._stream if current == torch.cuda.default_stream(self.device) else current
+
+    def _create_context(self, trt: Any, kernels: bytes | None) -> Any:
+        config = self._engine.create_runtime_config()
+        if hasattr(trt, "IRuntimeCache"):  # TensorRT-RTX
+            # LAZY answers from other kernels until compilation is done: an inversion and its way back would differ.
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            self._cache = config.create_runtime_cache()
+            self.kernels_taken = bool(kernels) and self._cache.deserialize(kernels)
+            config.set_runtime_cache(self._cache)
+        context = self._engine.create_execution_context(config)
+        if context is None:
+            raise RuntimeError(f"TensorRT could not make an execution context: {self._log.last()}")
+        return context
+
+
+def _log(trt: Any) -> Any:
+    class Log(trt.ILogger):
+        """Keeps what went wrong."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+        def last(self) -> str:
+            return self.errors[-1] if self.errors else "it does not say why"
+
+    return Log()
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
