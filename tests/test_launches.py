@@ -1,4 +1,7 @@
-"""What runs between two evaluations of the network: at most two kernels, and nothing that waits for the device."""
+"""What runs between two evaluations of the network: at most two kernels, and nothing that waits for the device.
+
+A method whose steps residuals cut short also masks the images that are done, in small kernels of torch's own.
+"""
 
 from itertools import pairwise
 
@@ -15,6 +18,7 @@ from invfast.ops.extension import Overloads
 from invfast.ops.registry import checked
 
 READS = ("_local_scalar_dense", "aten.item", "nonzero")
+MASKED = 10
 EXTRA = {"anderson, warm": FixedPoint(4, "anderson", "quadratic"), "plain, warm": FixedPoint(2, warm_start="linear")}
 ELSEWHERE = {"noise_maps", "renoise", "gnri", "null_text", "prompt_tuning", "direct"}
 
@@ -48,7 +52,7 @@ def test_at_most_two_launches_an_evaluation(name, x0):
         return (x.detach(),)
 
     predict.dtype = torch.float32
-    marks = []
+    marks, limit = [], 2 if getattr(stepper, "iterations", None) is None else MASKED
 
     def mark():
         marks.append((len(mode.found), mode.evaluations))
@@ -56,7 +60,7 @@ def test_at_most_two_launches_an_evaluation(name, x0):
     with mode:  # marks lie before each step, so that what the loop itself does behind a step counts
         integrate(stepper, {"latents": x0.float()}, predict, grid, Hooks(interrupted=mark))
     for (launches, evaluations), (then, so_many) in pairwise(marks):
-        assert then - launches <= 2 * (so_many - evaluations)
+        assert then - launches <= limit * (so_many - evaluations)
     within = mode.found[marks[0][0] : marks[-1][0]]
     assert within
     assert not [call for call in within if any(name in call for name in READS)]

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from toy import distance, grid, network, noise_for, predictor, rewritten, run, sample
 
 from invfast import Schedule, methods
-from invfast.methods import BDIA, DDIM, EDICT, GNRI, OBELM, EasyInv, FixedPoint, ForwardStart, NoiseMaps, ReNoise
+from invfast.methods import BDIA, DDIM, EDICT, GNRI, OBELM, Auto, EasyInv, FixedPoint, ForwardStart, NoiseMaps, ReNoise
 from invfast.methods.whiten import draws
 from invfast.reference import ddim, easyinv, fixed_point, forward_start, noise_maps, renoise, reversible
 
@@ -83,6 +83,17 @@ TWINS = {
     "tolerance warm anderson": (
         FixedPoint(9, "anderson", "constant", tolerance=1e-5),
         fixed(iterations=9, mixing="anderson", history=1, tolerance=1e-5),
+        1e-8,
+    ),
+    "auto": (
+        Auto(50),
+        fixed(
+            iterations=12,
+            mixing="anderson",
+            history=2,
+            tolerance=Auto(50).solver.tolerance,
+            cold_first=True,
+        ),
         1e-8,
     ),
     "forward start": (ForwardStart(2), jumped(2, ddim.invert), 1e-10),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from invfast.methods.auto import Auto
 from invfast.methods.base import Method, Problem
 from invfast.methods.ddim import DDIM
 from invfast.methods.direct import Direct
@@ -19,6 +20,7 @@ from invfast.methods.reversible import BDIA, EDICT, OBELM
 from invfast.methods.tuned import NegativePrompt, NullText, PromptTuning
 
 METHODS: dict[str, Method] = {
+    "auto": Auto(),
     "ddim": DDIM(),
     "easyinv": EasyInv(),
     "easyinv_sdxl": EasyInv.sdxl(),
@@ -44,6 +46,7 @@ METHODS: dict[str, Method] = {
 CLASSES = {
     cls.__name__: cls
     for cls in (
+        Auto,
         DDIM,
         EasyInv,
         FixedPoint,
@@ -109,6 +112,7 @@ __all__ = [
     "GNRI",
     "METHODS",
     "OBELM",
+    "Auto",
     "Direct",
     "EasyInv",
     "FixedPoint",

@@ -32,8 +32,10 @@ class ReNoise(Method):
 
     Args:
         iterations: K, at least 1. 1 is published for 50 steps of Stable Diffusion, 9 for 4 of a turbo model.
-        lambda_kl, lambda_ac: strengths of the regularisation, at least 0; both 0 switch it off.
-        early_window, late_window: (first, end) of the iterations that are averaged, for t < 250 and for the rest.
+        lambda_kl: strength of the regularisation towards normal patches, at least 0.
+        lambda_ac: of that towards no autocorrelation, at least 0; both 0 switch regularisation off.
+        early_window: (first, end) of the iterations that are averaged, for t < 250.
+        late_window: the same for the other steps.
         seed: image j of a batch draws the noise of its reference from a generator of seed + j, unless `invert` is
             given generators; the default is the published one, and not the one that ForwardStart draws with.
 

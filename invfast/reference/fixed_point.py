@@ -20,8 +20,12 @@ def invert(
     history: int = 0,
     tolerance: float = 0.0,
     window: int = 3,
+    cold_first: bool = False,
 ) -> torch.Tensor:
-    """x is one image (1, C, h, w); `history` is how many past noises the warm start extrapolates, 0 starts cold."""
+    """x is one image (1, C, h, w); `history` is how many past noises the warm start extrapolates, 0 starts cold.
+
+    Without a past noise the first step asks for one, or with `cold_first` begins at its own latent.
+    """
     noises: list[torch.Tensor] = []  # latest last
     ratios: list[float] = []
     for t, abar_source, abar_target in grid:
@@ -35,7 +39,7 @@ def invert(
         ratio = math.sqrt((1 - abar_target) / abar_target)
         y = x
         if history and not noises:
-            y = up(noise_at(x))
+            y = x if cold_first else up(noise_at(x))
         elif history:
             y = up(extrapolate(noises[-history:], ratios[-history:], ratio))
         values: list[torch.Tensor] = []
