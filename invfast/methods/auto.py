@@ -15,7 +15,7 @@ from invfast.methods.base import Method, Predict, Problem, State
 from invfast.methods.fixed_point import FixedPoint, Implicit
 from invfast.schedule import Step
 
-MARGIN = 16.0
+MARGIN = 12.0
 """dB by which the latent PSNR exceeds the tolerance in dB, measured on the bundled model: the least over its grids."""
 
 
@@ -25,7 +25,7 @@ class Auto(Method):
 
     Args:
         target: latent PSNR in dB (peak the range of x_0) that reconstruction is to reach, 30 to 140. An estimate, not a
-            bound: it sets the tolerance of a step, 10^(-(target - 16) / 20).
+            bound: it sets the tolerance of a step, 10^(-(target - 12) / 20).
         iterations: evaluations a step at most, at least 1.
 
     Raises:
