@@ -11,17 +11,18 @@ from rich.console import Console
 
 from invfast import demo
 from invfast.compare import compare
-from invfast.methods import DDIM, EasyInv, FixedPoint, ForwardStart, Method
+from invfast.methods import DDIM, Auto, EasyInv, FixedPoint, ForwardStart, Method
 
 METHODS: dict[str, Method] = {
     "DDIM": DDIM(),
     "EasyInv": EasyInv(),
     "forward start": ForwardStart(2),
     "warm start": FixedPoint(1, warm_start="constant"),
-    "averaged 3": FixedPoint(3, "averaged"),
+    "auto": Auto(),
     "Anderson 3": FixedPoint(3, "anderson"),
 }
 MORE_METHODS: dict[str, Method] = {
+    "averaged 3": FixedPoint(3, "averaged"),
     "warm, linear": FixedPoint(1, warm_start="linear"),
     "Anderson 5": FixedPoint(5, "anderson"),
 }
@@ -32,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m invfast.demo", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("out/demo.png"), help="the picture (%(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="steps of the grid (%(default)s)")
-    parser.add_argument("--all", action="store_true", help="every sample image, and two more methods (minutes)")
+    parser.add_argument("--all", action="store_true", help="every sample image, and three more methods (minutes)")
     args = parser.parse_args()
 
     diffusers.utils.logging.disable_progress_bar()

@@ -16,7 +16,8 @@ from invfast.methods.fixed_point import FixedPoint, Implicit
 from invfast.schedule import Step
 
 MARGIN = 12.0
-"""dB by which the latent PSNR exceeds the tolerance in dB, measured on the bundled model: the least over its grids."""
+"""dB by which the latent PSNR exceeds the tolerance in dB. Measured on the bundled model: 12 to 14 on 10 steps, 12 to
+22 on 20, 19 to 27 on 50; above some 70 dB short grids no longer follow."""
 
 
 @dataclass(frozen=True)
