@@ -3,7 +3,7 @@
 import pytest
 
 from invfast import invert, metrics, reconstruct
-from invfast.methods import DDIM, FixedPoint, ForwardStart
+from invfast.methods import DDIM, Auto, FixedPoint, ForwardStart
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +16,7 @@ def measured(pipe, samples):
         "warm start": FixedPoint(1, warm_start="constant"),
         "anderson": FixedPoint(5, "anderson"),
         "forward start": ForwardStart(2),
+        "auto": Auto(70),
     }
     found = {}
     for name, method in methods.items():
@@ -30,6 +31,13 @@ def test_every_image_gains_with_every_evaluation_well_spent(measured):
     assert ddim.mean() > 36
     assert (warm - ddim).min() > 8
     assert (anderson - warm).min() > 12
+
+
+def test_auto_reaches_its_target_for_little(measured):
+    (quality, inv), (warm, _) = measured["auto"], measured["warm start"]
+    assert quality.median() > 70
+    assert (quality - warm).min() > 6
+    assert sum(inv.stats.evaluations) < 1.25 * 50 * len(inv)
 
 
 def test_the_forward_start_finds_noise(measured):

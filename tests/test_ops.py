@@ -125,6 +125,31 @@ def kernels(request):
     return IMPLEMENTATIONS[request.param]()
 
 
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@given(
+    st.integers(1, 5), st.integers(0, 300), st.integers(1, 4), st.integers(1, 2), st.sampled_from(DTYPES),
+    st.lists(st.floats(-4, 4), min_size=8, max_size=8), st.integers(0, 2**31),
+)  # fmt: skip
+def test_no_further_from_float64_than_twice_what_eager_is(name, batch, size, columns, outputs, dtype, numbers, seed):
+    if name == "cpp" and (why := ops.unavailable("cpp")):
+        pytest.skip(why)
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = [torch.randn(batch, size, generator=generator).to(dtype) for _ in range(columns)]
+    table = torch.tensor(numbers[: columns * outputs], dtype=wide).reshape(1, outputs, columns)
+    y = inputs[-1].to(wide)
+    *got, sums = IMPLEMENTATIONS[name]().lincomb_residual(inputs, table, 0, y)
+    unit = torch.finfo(wide).eps
+    for m, out in enumerate(got):
+        exact = sum(c.double() * x.double() for c, x in zip(table[0, m], inputs, strict=True))
+        eager = sum(c * x.to(wide) for c, x in zip(table[0, m], inputs, strict=True))
+        size_of = sum(c.abs().double() * x.double().abs() for c, x in zip(table[0, m], inputs, strict=True))
+        assert ((out - exact).abs() <= 2 * (eager - exact).abs() + unit * size_of).all()
+    f = got[0].double()
+    for found, exact in zip(sums.T, ((f - y).square().sum(1), f.square().sum(1)), strict=False):
+        assert (found - exact).abs().le((size + 4) * (unit * exact + torch.finfo(wide).tiny)).all()
+
+
 X, TABLE = torch.zeros(2, 3), torch.ones(4, 1, 2)
 REFUSED = {
     "number": (([X], TABLE, 0), ValueError, "2 columns needs as many inputs"),

@@ -82,7 +82,9 @@ def sitting(runs: Runs = RUNS) -> None:
     """Keep where the runs stand as float16 weights under training/sittings, for a commit."""
     for name in ("vae", "unet", "pixel"):
         if (runs / name / "checkpoint.pt").exists():
-            facts = keep_sitting(runs / name, _sitting(name))
+            facts = keep_sitting(
+                runs / name, _sitting(name), early=name == "unet"
+            )  # the one whose early weights are kept
             console.print(f"{_sitting(name)}: step {facts['steps']}, {facts['seconds'] / 3600:.1f} h")
 
 

@@ -125,10 +125,10 @@ def _checkpoint(folder: Path, recipe: Recipe, module, average, optimizer, step: 
     _save(folder / "checkpoint.pt", {**state, "step": step, "seconds": seconds, "recipe": asdict(recipe)})
 
 
-def keep_sitting(folder: Path, path: Path) -> dict[str, float]:
+def keep_sitting(folder: Path, path: Path, early: bool = True) -> dict[str, float]:
     """Writes what a later sitting on another machine needs of a run: its averaged weights in float16.
 
-    Those of a tenth of the steps, where the run has passed it, go into a second file beside it, `*-early`.
+    With `early`, those of a tenth of the steps, where the run has passed it, go into a second file beside it.
 
     Returns:
         How far the run was: steps, seconds.
@@ -138,7 +138,7 @@ def keep_sitting(folder: Path, path: Path) -> dict[str, float]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for saved_as, kept_as in (("early.pt", _early(path)), ("checkpoint.pt", path)):
-        if saved_as == "early.pt" and not (folder / saved_as).exists():
+        if saved_as == "early.pt" and not (early and (folder / saved_as).exists()):
             continue
         saved = torch.load(folder / saved_as, weights_only=True)
         half = {n: x.half().contiguous() if x.is_floating_point() else x for n, x in saved["average"].items()}
