@@ -20,8 +20,8 @@ from invfast.methods.reversible import BDIA, EDICT, OBELM
 from invfast.methods.tuned import NegativePrompt, NullText, PromptTuning
 
 METHODS: dict[str, Method] = {
-    "auto": Auto(),
     "ddim": DDIM(),
+    "auto": Auto(),
     "easyinv": EasyInv(),
     "easyinv_sdxl": EasyInv.sdxl(),
     "fixed_point": FixedPoint(3),
