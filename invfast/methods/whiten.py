@@ -15,6 +15,8 @@ plane with itself and shrinks it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import avg_pool2d
 
@@ -38,11 +40,15 @@ def whiten(noise: torch.Tensor, reference: torch.Tensor, drawn: torch.Tensor, kl
         drawn: (ROUNDS, ROLLS, LEVELS) of `draws`, on the device.
         kl, ac: lambda_kl and lambda_ac; 0 leaves that gradient out.
     """
-    for shifts in drawn.unbind():
-        if kl:
-            noise = _stepped(noise, kl * patch_gradient(noise, reference).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT))
-        for each in shifts.unbind() if ac else ():
-            noise = _stepped(noise, ac / len(shifts) * roll_gradient(noise, each))
+    # All that does not depend on the noise as it moves is made once.
+    wanted = _statistics(reference) if kl and min(noise.shape[2:]) >= PATCH else None
+    tables = _roll_tables(drawn, noise.shape[2:]) if ac else []
+    for i in range(drawn.shape[0]):
+        if wanted is not None:
+            noise = _stepped(noise, kl * _patch_gradient(noise, wanted).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT))
+        for j in range(drawn.shape[1]) if ac else ():
+            rolls = [(rows[i, j], columns[i, j]) for rows, columns in tables]
+            noise = _stepped(noise, ac / drawn.shape[1] * _roll_gradient(noise, rolls))
     return noise
 
 
@@ -50,10 +56,20 @@ def patch_gradient(noise: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
     """Gradient of the summed |KL| between the patches of two noises with respect to the first."""
     if min(noise.shape[2:]) < PATCH:
         return torch.zeros_like(noise)
-    patches, others = _patches(noise), _patches(reference)
-    n, mean, variance = patches.shape[-1], patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
-    gap = mean - others.mean(-1, keepdim=True)
-    v0, v1 = variance.clamp_min(VARIANCE_FLOOR), others.var(-1, keepdim=True).clamp_min(VARIANCE_FLOOR)
+    return _patch_gradient(noise, _statistics(reference))
+
+
+def _statistics(reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and floored variance of every patch of the reference."""
+    variance, mean = torch.var_mean(_patches(reference), -1, keepdim=True)
+    return mean, variance.clamp_min(VARIANCE_FLOOR)
+
+
+def _patch_gradient(noise: torch.Tensor, wanted: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    patches, (m1, v1) = _patches(noise), wanted
+    n = patches.shape[-1]
+    variance, mean = torch.var_mean(patches, -1, keepdim=True)
+    gap, v0 = mean - m1, variance.clamp_min(VARIANCE_FLOOR)
     sign = ((v1 / v0).log() + (v0 + gap.square()) / v1 - 1).sign()
     by_mean = 2 * gap / (v1 * n)
     by_variance = torch.where(variance > VARIANCE_FLOOR, 2 / (n - 1) * (1 / v1 - 1 / v0), 0.0)
@@ -62,23 +78,43 @@ def patch_gradient(noise: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 
 def roll_gradient(noise: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Gradient of the summed squared autocorrelations of every channel's pyramid; drawn (LEVELS,)."""
-    height, width = noise.shape[2:]
-    shift = 1 + (drawn[0] * max(1, height // 2 - 1)).long()
-    total = torch.zeros_like(noise)
-    for dim in (2, 3):
-        there, back = _roll(noise, shift, dim), _roll(noise, -shift, dim)
-        total += 2 / (height * width) * (noise * there).mean((2, 3), keepdim=True) * (there + back)
-    if min(height, width) > COARSEST:
-        coarse = roll_gradient(avg_pool2d(noise, 2), drawn[1:]) / 4
-        spread = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        total[..., : spread.shape[2], : spread.shape[3]] += spread
+    return _roll_gradient(noise, _roll_tables(drawn, noise.shape[2:]))
+
+
+def _roll_tables(drawn: torch.Tensor, plane: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of every level of the pyramid the indices of rows and of columns, rolled there and back, (..., 2 h), (..., 2 w).
+
+    The shifts are numbers on the device, so rolling is a look-up; drawn is (..., LEVELS).
+    """
+    tables, (height, width) = [], plane
+    for level in range(drawn.shape[-1]):
+        shift = 1 + (drawn[..., level, None] * max(1, height // 2 - 1)).long()
+        tables.append((_there_and_back(shift, height), _there_and_back(shift, width)))
+        if min(height, width) <= COARSEST:
+            break
+        height, width = height // 2, width // 2
+    return tables
+
+
+def _there_and_back(shift: torch.Tensor, size: int) -> torch.Tensor:
+    at = torch.arange(size, device=shift.device)
+    return torch.cat([(at - shift) % size, (at + shift) % size], -1)
+
+
+def _roll_gradient(noise: torch.Tensor, tables: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    parts = []
+    for dim, index in zip((2, 3), tables[0], strict=True):
+        there, back = noise.index_select(dim, index).chunk(2, dim)
+        parts.append((noise * there).mean((2, 3), keepdim=True) * (there + back))
+    total = (parts[0] + parts[1]) * (2 / noise[0, 0].numel())
+    if len(tables) > 1:
+        coarse = _roll_gradient(avg_pool2d(noise, 2), tables[1:]) / 4
+        h, w = coarse.shape[2:]
+        spread = (
+            coarse[..., :, None, :, None].expand(*coarse.shape[:2], h, 2, w, 2).reshape(*coarse.shape[:2], 2 * h, 2 * w)
+        )
+        total[..., : 2 * h, : 2 * w] += spread
     return total
-
-
-def _roll(x: torch.Tensor, shift: torch.Tensor, dim: int) -> torch.Tensor:
-    """torch.roll by a number that lies on the device."""
-    size = x.shape[dim]
-    return x.index_select(dim, (torch.arange(size, device=x.device) - shift) % size)
 
 
 def _patches(x: torch.Tensor) -> torch.Tensor:
