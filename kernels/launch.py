@@ -18,8 +18,8 @@ from invfast.kernels.lincomb import finish_kernel, lincomb_kernel, residual_kern
 # float32 table, and the registers suffice on sm_80, sm_90 and sm_100 (docs/kernels.md). Not tuned for time, for want of
 # a GPU.
 MAP = (1024, 4)
-SUM = (2048, 8)
-MIX = {torch.float32: (2048, 16), torch.float64: (1024, 8)}
+SUM = {torch.float32: (1024, 4), torch.float64: (512, 4)}
+MIX = {torch.float32: (2048, 8), torch.float64: (1024, 8)}
 WHOLE = 32768  # up to this many elements one program serves a sample
 CHUNKS = 128  # most programs that share a sample
 
@@ -55,7 +55,7 @@ def lincomb_residual(
         return [*outputs, sums]
     x, out, table, index = _padded(inputs, 4), [*outputs, None], table.contiguous(), index.contiguous()
     size = inputs[0].numel() // samples
-    block, warps = SUM
+    block, warps = SUM[table.dtype]
     chunks, blocks = plan(size, block)
     partial = sums if chunks == 1 else torch.empty((samples, 3, chunks), dtype=table.dtype, device=table.device)
     with _on(inputs[0]):
