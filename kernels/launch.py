@@ -19,7 +19,7 @@ from invfast.kernels.lincomb import finish_kernel, lincomb_kernel, residual_kern
 # a GPU.
 MAP = (1024, 4)
 SUM = {torch.float32: (1024, 4), torch.float64: (512, 4)}
-MIX = {torch.float32: (2048, 8), torch.float64: (1024, 8)}
+MIX = {torch.float32: (1024, 4), torch.float64: (1024, 8)}
 WHOLE = 32768  # up to this many elements one program serves a sample
 CHUNKS = 128  # most programs that share a sample
 
