@@ -82,6 +82,8 @@ def integrate(
             finite.watch(taken, i, squares[:, 1] if measured else state["latents"].flatten(1).sum(1))
             if hooks.trajectory:
                 nodes.append(_to_host(state["latents"]))
+        if taken:  # sums are of the last f; what a method made of it has no next step to show in
+            finite.watch(taken, i, state["latents"].flatten(1).sum(1))
         finite.close()
     # Cloned outside inference mode: a caller may want to differentiate through or write into what it gets.
     return Run(
