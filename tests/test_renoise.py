@@ -11,7 +11,7 @@ from toy import distance, grid, network, noise_for, predictor, rewritten, run
 
 from invfast import Schedule, invert, metrics, reconstruct
 from invfast.methods import DDIM, GNRI, FixedPoint, ForwardStart, ReNoise, from_dict, to_dict
-from invfast.methods.whiten import VARIANCE_FLOOR, draws, patch_gradient, roll_gradient, whiten
+from invfast.methods.whiten import VARIANCE_FLOOR, Whitener, draws, patch_gradient, roll_gradient
 from invfast.reference import ddim
 from invfast.reference import renoise as reference
 
@@ -169,19 +169,19 @@ def test_regularised_noise_looks_more_like_noise():
     def correlation(x):
         return float((x * x.roll(1, 3)).mean().abs() / x.square().mean())
 
-    assert correlation(whiten(e, true, table, 0.0, 20.0)) < 0.8 * correlation(e)
-    assert abs(float(whiten(e, true, table, 0.065, 0.0).std()) - 1) < abs(float(e.std()) - 1)
+    assert correlation(Whitener(e, 0.0, 20.0)(e, true, table)) < 0.8 * correlation(e)
+    assert abs(float(Whitener(e, 0.065, 0.0)(e, true, table).std()) - 1) < abs(float(e.std()) - 1)
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_image_by_image():
     generator = torch.Generator().manual_seed(3)
     wanted, e = (torch.randn(3, 4, 16, 16, generator=generator) for _ in range(2))
     table = draws(1, 1)[0, 0].float()
-    alone = whiten(e, wanted, table, 0.065, 20.0)
+    alone = Whitener(e, 0.065, 20.0)(e, wanted, table)
     wanted[1, 2, 3, 3] = torch.inf
-    found = whiten(e, wanted, table, 0.065, 20.0)
+    found = Whitener(e, 0.065, 20.0)(e, wanted, table)
     assert torch.equal(found[[0, 2]], alone[[0, 2]])
-    assert torch.equal(found[1], whiten(e, wanted, table, 0.0, 20.0)[1])
+    assert torch.equal(found[1], Whitener(e, 0.0, 20.0)(e, wanted, table)[1])
 
 
 @pytest.mark.filterwarnings("ignore:float16 on a CPU")

@@ -17,12 +17,12 @@ NAMED = 4
 
 
 def draw(
-    data: Data, rng: np.random.Generator, count: int, side: int = 64, photos: bool = True
+    data: Data, rng: np.random.Generator, count: int, side: int = 64, photos: float = PHOTO_SHARE
 ) -> tuple[torch.Tensor, list[str]]:
-    """(count, 3, side, side) in [-1, 1] and the captions."""
+    """(count, 3, side, side) in [-1, 1] and the captions; `photos` is the share of photograph crops."""
     pictures, captions = [], []
     for _ in range(count):
-        if photos and rng.random() < PHOTO_SHARE:
+        if photos and rng.random() < photos:
             few = data.photos[:NAMED] if rng.random() < NAMED_SHARE else data.photos
             item = few[rng.integers(len(few))]
             pictures.append(crop(item, rng, side))

@@ -4,7 +4,7 @@
 
 Garibi et al., "ReNoise: Real Image Inversion Through Iterative Noising", ECCV 2024 (arXiv 2403.14602), algorithm 1 and
 its code. The window is 0 <= k < 5 where t < 250 and 8 <= k < 10 elsewhere; where k never gets there the last iterate is
-the result. From the window's start on, each noise and the mean pass through `whiten`, whose reference is the noise
+the result. From the window's start on, each noise and the mean pass through `Whitener`, whose reference is the noise
 predicted at forward-diffused data. UP is affine in the noise, so the mean is taken over the iterates, and a
 regularised noise e' moves an iterate by q (e' - e), whatever the network predicts.
 """
@@ -19,7 +19,7 @@ import torch
 
 from invfast import rows
 from invfast.methods.base import Method, Predict, Problem, State
-from invfast.methods.whiten import draws, whiten
+from invfast.methods.whiten import Whitener, draws
 from invfast.schedule import Step
 
 EARLY = 250
@@ -105,6 +105,7 @@ class Renoiser:
         x = state["latents"]
         if not self.method.regularised:
             return {"latents": x}
+        self.whiten = Whitener(x, self.method.lambda_kl, self.method.lambda_ac)
         return {"latents": x, "origin": x, "added": self.problem.draw(x.shape, self.method.seed)}
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
@@ -146,7 +147,7 @@ class Renoiser:
         if reference is None:
             return found[0]
         f, noise = found
-        new = whiten(noise, reference, _row(self.drawn, step.index)[call], self.method.lambda_kl, self.method.lambda_ac)
+        new = self.whiten(noise, reference, _row(self.drawn, step.index)[call])
         return self.kernels.lincomb((f, new, noise), self.moved, step.index)[0]
 
 

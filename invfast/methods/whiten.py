@@ -15,10 +15,8 @@ plane with itself and shrinks it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch.nn.functional import avg_pool2d
+import torch.nn.functional as F
 
 PATCH, COARSEST = 4, 8
 GRADIENT_LIMIT = 100.0
@@ -32,106 +30,122 @@ def draws(steps: int, calls: int) -> torch.Tensor:
     return torch.rand(steps, calls, ROUNDS, ROLLS, LEVELS, generator=generator, dtype=torch.float64)
 
 
-def whiten(noise: torch.Tensor, reference: torch.Tensor, drawn: torch.Tensor, kl: float, ac: float) -> torch.Tensor:
-    """The noise after all gradient steps.
+class Whitener:
+    """All gradient steps, for noises of one size; what does not depend on the noise is made once.
 
     Args:
-        noise, reference: (B, C, h, w), float32 or float64.
-        drawn: (ROUNDS, ROLLS, LEVELS) of `draws`, on the device.
+        like: (B, C, h, w), float32 or float64: a noise, of which only height, width, dtype and device count.
         kl, ac: lambda_kl and lambda_ac; 0 leaves that gradient out.
     """
-    # All that does not depend on the noise as it moves is made once.
-    wanted = _statistics(reference) if kl and min(noise.shape[2:]) >= PATCH else None
-    tables = _roll_tables(drawn, noise.shape[2:]) if ac else []
-    for i in range(drawn.shape[0]):
-        if wanted is not None:
-            noise = _stepped(noise, kl * _patch_gradient(noise, wanted).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT))
-        for j in range(drawn.shape[1]) if ac else ():
-            rolls = [(rows[i, j], columns[i, j]) for rows, columns in tables]
-            noise = _stepped(noise, ac / drawn.shape[1] * _roll_gradient(noise, rolls))
-    return noise
+
+    def __init__(self, like: torch.Tensor, kl: float, ac: float) -> None:
+        self.kl = kl if min(like.shape[2:]) >= PATCH else 0
+        self.ac, self.tables = ac, _roll_tables(like) if ac else []
+
+    def __call__(self, noise: torch.Tensor, reference: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """The noise after them; noise and reference (B, C, h, w), drawn (ROUNDS, ROLLS, LEVELS) of `draws`."""
+        wanted = _statistics(reference) if self.kl else None
+        left, right = _operators(drawn, self.tables) if self.ac else ((), ())
+        for i in range(drawn.shape[0]):
+            if wanted is not None:
+                step = _patch_gradient(noise, *wanted).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+                noise = _stepped(noise, step, self.kl)
+            for j in range(drawn.shape[1]) if self.ac else ():
+                noise = _stepped(noise, _roll_gradient(noise, left[i, j], right[i, j]), self.ac / drawn.shape[1])
+        return noise
 
 
 def patch_gradient(noise: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Gradient of the summed |KL| between the patches of two noises with respect to the first."""
     if min(noise.shape[2:]) < PATCH:
         return torch.zeros_like(noise)
-    return _patch_gradient(noise, _statistics(reference))
+    return _patch_gradient(noise, *_statistics(reference))
 
 
 def _statistics(reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and floored variance of every patch of the reference."""
-    variance, mean = torch.var_mean(_patches(reference), -1, keepdim=True)
-    return mean, variance.clamp_min(VARIANCE_FLOOR)
+    """Mean and inverse floored variance of every patch of the reference."""
+    variance, mean = torch.var_mean(_patches(reference), 2, keepdim=True)
+    return mean, variance.clamp_min(VARIANCE_FLOOR).reciprocal()
 
 
-def _patch_gradient(noise: torch.Tensor, wanted: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    patches, (m1, v1) = _patches(noise), wanted
-    n = patches.shape[-1]
-    variance, mean = torch.var_mean(patches, -1, keepdim=True)
-    gap, v0 = mean - m1, variance.clamp_min(VARIANCE_FLOOR)
-    sign = ((v1 / v0).log() + (v0 + gap.square()) / v1 - 1).sign()
-    by_mean = 2 * gap / (v1 * n)
-    by_variance = torch.where(variance > VARIANCE_FLOOR, 2 / (n - 1) * (1 / v1 - 1 / v0), 0.0)
-    return _unpatched(sign * (by_mean + by_variance * (patches - mean)), noise)
+def _patch_gradient(noise: torch.Tensor, mean: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+    # A divergence of normals is never negative: the published absolute value changes nothing.
+    patches, n = _patches(noise), PATCH * PATCH
+    own_variance, own_mean = torch.var_mean(patches, 2, keepdim=True)
+    by_mean = (own_mean - mean) * precision * (2 / n)
+    by_variance = (precision - own_variance.reciprocal()) * (2 / (n - 1))
+    by_variance = torch.where(own_variance > VARIANCE_FLOOR, by_variance, 0.0)
+    joined = F.pixel_shuffle(torch.addcmul(by_mean, by_variance, patches - own_mean).flatten(1, 2), PATCH)
+    h, w = (a - b for a, b in zip(noise.shape[2:], joined.shape[2:], strict=True))
+    return F.pad(joined, (0, w, 0, h)) if h or w else joined
+
+
+def _patches(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, 16, h / 4, w / 4); rows and columns beyond the last whole patch are left out."""
+    h, w = (size // PATCH * PATCH for size in x.shape[2:])
+    return F.pixel_unshuffle(x[..., :h, :w], PATCH).unflatten(1, (-1, PATCH * PATCH))
 
 
 def roll_gradient(noise: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Gradient of the summed squared autocorrelations of every channel's pyramid; drawn (LEVELS,)."""
-    return _roll_gradient(noise, _roll_tables(drawn, noise.shape[2:]))
+    return _roll_gradient(noise, *_operators(drawn, _roll_tables(noise)))
 
 
-def _roll_tables(drawn: torch.Tensor, plane: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Of every level of the pyramid the indices of rows and of columns, rolled there and back, (..., 2 h), (..., 2 w).
+def _roll_tables(like: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Of every level of the pyramid, for every shift from 1 on: what rolls rows, and what rolls columns.
 
-    The shifts are numbers on the device, so rolling is a look-up; drawn is (..., LEVELS).
+    A level is D e D', D halving what is above it. With S = roll there + roll back, its autocorrelation along the rows
+    of n elements is <e, M> / 2 n with M = D' S D e D' D, and the gradient of the square of that is <e, M> M / n^2:
+    two matrix products a level and direction, where rolling and halving planes this small takes dozens of calls.
     """
-    tables, (height, width) = [], plane
-    for level in range(drawn.shape[-1]):
-        shift = 1 + (drawn[..., level, None] * max(1, height // 2 - 1)).long()
-        tables.append((_there_and_back(shift, height), _there_and_back(shift, width)))
-        if min(height, width) <= COARSEST:
+    tables, sizes = [], list(like.shape[2:])
+    halving = [torch.eye(size, dtype=like.dtype, device=like.device) for size in sizes]
+    for _ in range(LEVELS):
+        still = [h.mT @ h / size for h, size in zip(halving, sizes, strict=True)]
+        shifts = max(1, sizes[0] // 2 - 1)
+        rolled = [h.mT @ _rolls(shifts, h) @ h / size for h, size in zip(halving, sizes, strict=True)]
+        tables.append(
+            (
+                torch.stack([rolled[0], still[0].expand_as(rolled[0])], 1),
+                torch.stack([still[1].expand_as(rolled[1]), rolled[1]], 1),
+            )
+        )
+        if min(sizes) <= COARSEST:
             break
-        height, width = height // 2, width // 2
+        sizes = [size // 2 for size in sizes]
+        halving = [h[: 2 * size].unflatten(0, (size, 2)).mean(1) for h, size in zip(halving, sizes, strict=True)]
     return tables
 
 
-def _there_and_back(shift: torch.Tensor, size: int) -> torch.Tensor:
-    at = torch.arange(size, device=shift.device)
-    return torch.cat([(at - shift) % size, (at + shift) % size], -1)
+def _rolls(shifts: int, like: torch.Tensor) -> torch.Tensor:
+    """The matrices that roll by 1 .. shifts there, plus those that roll back, (shifts, size, size)."""
+    size = len(like)
+    at = torch.arange(size, device=like.device)
+    shift = torch.arange(1, shifts + 1, device=like.device).view(-1, 1, 1)
+    turn = at[:, None] - at
+    return sum(((turn - way * shift) % size == 0).to(like.dtype) for way in (1, -1))
 
 
-def _roll_gradient(noise: torch.Tensor, tables: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    parts = []
-    for dim, index in zip((2, 3), tables[0], strict=True):
-        there, back = noise.index_select(dim, index).chunk(2, dim)
-        parts.append((noise * there).mean((2, 3), keepdim=True) * (there + back))
-    total = (parts[0] + parts[1]) * (2 / noise[0, 0].numel())
-    if len(tables) > 1:
-        coarse = _roll_gradient(avg_pool2d(noise, 2), tables[1:]) / 4
-        h, w = coarse.shape[2:]
-        spread = (
-            coarse[..., :, None, :, None].expand(*coarse.shape[:2], h, 2, w, 2).reshape(*coarse.shape[:2], 2 * h, 2 * w)
-        )
-        total[..., : 2 * h, : 2 * w] += spread
-    return total
+def _operators(drawn: torch.Tensor, tables: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """L (..., K, h, h) and R (..., K, w, w): the gradient at e is the sum over k of <e, L e R> L e R; K is two a level.
+
+    The shifts, from drawn (..., LEVELS), are numbers on the device, so nothing here waits for them.
+    """
+    left, right = [], []
+    for level, (rows, columns) in enumerate(tables):
+        shift = (drawn[..., level] * len(rows)).long()
+        left.append(rows[shift])
+        right.append(columns[shift])
+    return torch.cat(left, -3), torch.cat(right, -3)
 
 
-def _patches(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, h / 4, w / 4, 16); rows and columns beyond the last whole patch are left out."""
-    h, w = x.shape[2] // PATCH, x.shape[3] // PATCH
-    cut = x[..., : h * PATCH, : w * PATCH].unflatten(3, (w, PATCH)).unflatten(2, (h, PATCH))
-    return cut.transpose(3, 4).flatten(4)
+def _roll_gradient(noise: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    e = noise.unsqueeze(2)
+    moved = left @ e @ right
+    return ((moved * e).sum((3, 4), keepdim=True) * moved).sum(2)
 
 
-def _unpatched(patches: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    out = torch.zeros_like(like)
-    joined = patches.unflatten(4, (PATCH, PATCH)).transpose(3, 4).flatten(4).flatten(2, 3)
-    out[..., : joined.shape[2], : joined.shape[3]] = joined
-    return out
-
-
-def _stepped(noise: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """noise - step where the step is finite and no longer than the noise; the other images as they are."""
-    fits = step.square().flatten(1).sum(1) <= noise.square().flatten(1).sum(1)
-    return torch.where(fits.reshape(-1, 1, 1, 1), noise - step, noise)
+def _stepped(noise: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
+    """noise - rate gradient where that is finite and no longer than the noise; the other images as they are."""
+    length, limit = (torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) for x in (gradient, noise))
+    return torch.where(rate * length <= limit, noise.sub(gradient, alpha=rate), noise)
