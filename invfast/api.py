@@ -58,6 +58,7 @@ def invert(
     dtype: torch.dtype | str | None = None,
     cuda_graph: bool | None = None,
     kernels: str | None = None,
+    precompute: Sequence[str] | None = None,
     save_trajectory: bool = False,
     callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -92,6 +93,9 @@ def invert(
         cuda_graph: None captures steps as CUDA graphs where device and runtime allow it, True insists, False declines.
         kernels: implementation of the updates between evaluations, "reference", "cpp" or "triton"; None takes the best
             that the device has (`ops.resolve`), named in the stats.
+        precompute: what of the network is computed once, before the loop: "prompt", the keys and values of its
+            cross-attention, and "times", its time embeddings. None takes what runtime and network allow, () nothing;
+            the stats name what was.
         save_trajectory: keep the latents of every node, on the CPU.
         callback_on_step_end: called as (pipe, step, t, tensors); may return tensors to replace, or set
             `pipe._interrupt = True` to stop.
@@ -116,7 +120,7 @@ def invert(
             stacklevel=2,
         )
     opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
-    model = adapters.resolve(pipe)(pipe, runtime, dtype, opaque)
+    model = adapters.resolve(pipe)(pipe, runtime, dtype, opaque, precompute)
     grid = _schedule(pipe, schedule, num_inference_steps, timesteps)
     with model.session():
         x = model.encode(image, height, width)
@@ -163,6 +167,7 @@ def reconstruct(
     dtype: torch.dtype | str | None = None,
     cuda_graph: bool | None = None,
     kernels: str | None = None,
+    precompute: Sequence[str] | None = None,
     output_type: str = "pil",
     callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -180,6 +185,7 @@ def reconstruct(
         dtype: as in `invert`.
         cuda_graph: as in `invert`.
         kernels: as in `invert`.
+        precompute: as in `invert`.
         output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
         callback_on_step_end: as in `invert`.
         callback_on_step_end_tensor_inputs: as in `invert`.
@@ -200,7 +206,7 @@ def reconstruct(
     arguments.check_options(scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
-    model = adapters.resolve(pipe)(pipe, runtime, dtype)
+    model = adapters.resolve(pipe)(pipe, runtime, dtype, precompute=precompute)
     _check_match(pipe, inversion, prompt_embeds)
     grid, kept = inversion.schedule, {"latents": inversion.latents, **inversion.state}
     kept = {name: value.to(model.device, model.latent_dtype) for name, value in kept.items()}

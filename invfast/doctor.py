@@ -31,8 +31,8 @@ PACKAGES = (
 )
 AUTO = (
     f"openvino on a CPU for networks of at least {runtimes.LARGE / 1e6:.0f} M parameters, in bfloat16 where that "
-    "pays and no dtype is named; tensorrt or tensorrt_rtx on a GPU where the cache has an engine of the network; "
-    "eager for small networks, on other devices, and for what only Python can run"
+    "pays and no dtype is named; on an NVIDIA GPU tensorrt or tensorrt_rtx where the cache has an engine of the "
+    "network, else compile for such networks; eager for small ones, on other devices, and for what only Python can run"
 )
 
 

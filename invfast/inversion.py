@@ -44,6 +44,7 @@ class Stats:
         kernels: implementation of the updates between evaluations.
         cuda_graph: whether its steps were captured and replayed as CUDA graphs.
         reason: why it ran in this runtime and dtype.
+        precomputed: parts of the network that were computed once, before the loop.
     """
 
     evaluations: tuple[int, ...]
@@ -56,6 +57,7 @@ class Stats:
     kernels: str = "reference"
     cuda_graph: bool = False
     reason: str = ""
+    precomputed: tuple[str, ...] = ()
 
 
 @dataclass
@@ -226,6 +228,7 @@ def _assemble(
             **{
                 **stats,
                 "evaluations": tuple(stats["evaluations"]),
+                "precomputed": tuple(stats.get("precomputed", ())),
                 "dtype": getattr(torch, stats["dtype"]),
                 "residual": tensors.get("residual"),
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ def prepare(
     runtime: str = "auto",
     dtype: torch.dtype | str | None = None,
     capability: int | None = None,
+    precompute: Sequence[str] | None = None,
 ) -> Prepared:
     """Readies a pipeline's network ahead of time: exported, in the cache, compiled, and kept for the next `invert`.
 
@@ -46,23 +48,27 @@ def prepare(
         capability: of the GPU an engine is for, 86 for 8.6, where it is not this machine's: runtime "tensorrt_rtx"
             builds it without one. The engine goes into the cache and is found by a machine with the same versions,
             the same weights in the same dtype, and that cache.
+        precompute: as in `invert`, and the same as there: a network that is given keys and values is another one.
 
     Raises:
         ValueError, RuntimeError: as in `invert`; or the runtime builds for no such GPU.
     """
     began = time.perf_counter()
-    model = _model(pipe, runtime, dtype, capability)
+    model = _model(pipe, runtime, dtype, capability, precompute)
     with model.session():
         x = model.encode(Image.new("RGB", (width, height)), height, width)
         condition = model.condition(batch_size, Prompts([""] * batch_size), guidance_scale)
-        model.predictor(x.expand(batch_size, *x.shape[1:]), torch.tensor(0), condition)
+        model.predictor(x.expand(batch_size, *x.shape[1:]), torch.tensor([0]), condition)
     return Prepared(model.runtime.name, model.dtype, model.reason, time.perf_counter() - began)
 
 
-def _model(pipe: Any, runtime: str, dtype: torch.dtype | str | None, capability: int | None) -> adapters.Adapter:
+def _model(
+    pipe: Any, runtime: str, dtype: torch.dtype | str | None, capability: int | None, precompute: Sequence[str] | None
+) -> adapters.Adapter:
     make = adapters.resolve(pipe)
     if capability is None:
-        return make(pipe, runtime, dtype)
+        return make(pipe, runtime, dtype, precompute=precompute)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "float16 on a CPU")  # nothing is computed in it here
-        return make(pipe, runtimes.ahead_of_time(runtime, capability), pipe.unet.dtype if dtype is None else dtype)
+        own = pipe.unet.dtype if dtype is None else dtype
+        return make(pipe, runtimes.ahead_of_time(runtime, capability), own, precompute=precompute)

@@ -112,7 +112,7 @@ def run(
         ValueError: cuda_graph=True where steps cannot be captured; says why.
     """
     grid = problem.schedule
-    predict = model.predictor(state["latents"], grid.t[-1], condition)
+    predict = model.predictor(state["latents"], grid.t, condition)
     take = _captured(model, problem, stepper, predict, cuda_graph)
     if take:
         predict = take.predict
@@ -131,6 +131,7 @@ def run(
         device=str(model.device),
         kernels=problem.kernels.name,
         cuda_graph=take is not None,
+        precomputed=model.precomputed,
     )
     return found, stats
 

@@ -44,7 +44,7 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
         assert distance(inv.init_latents, x0) == 0
         for j, prompt in enumerate(prompts):
             condition, _ = adapter.condition(1, Prompts([prompt]), 1.0)
-            predict = adapter.predictor(x0[:1], torch.tensor(0), (condition, None))
+            predict = adapter.predictor(x0[:1], inv.schedule.t, (condition, None))
             with torch.inference_mode():
                 wanted = twin(
                     lambda x, t, p=predict: p(x, torch.tensor(t))[0], x0[j : j + 1], grid(inv.schedule), **settings

@@ -211,7 +211,14 @@ def test_auto_explains_itself(monkeypatch):
     assert resolve(parameters=10**6).runtime.name == "eager"
     assert "1.0 M parameters" in resolve(parameters=10**6).reason
     assert resolve(opaque="hooks").reason == "hooks"
-    assert resolve(device=torch.device("cuda")).runtime.name == "eager"
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(RUNTIMES["compile"], "unavailable", lambda: None)
+    assert resolve(device=cuda).runtime.name == "compile"
+    assert resolve(device=cuda, parameters=10**6).runtime.name == "eager"
+    monkeypatch.setattr(RUNTIMES["compile"], "unavailable", lambda: "no triton")
+    assert resolve(device=cuda).runtime.name == "eager"
+    assert "no engine of it in the cache; no triton" in resolve(device=cuda).reason
+    assert resolve(device=torch.device("mps")).runtime.name == "eager"
     assert resolve(free=False)[:2] == (RUNTIMES["openvino"], torch.float32)
     fast = runtimes.selftest.Measured(2.0, 1e-3)
     monkeypatch.setattr(runtimes, "bfloat16_on_cpu", lambda: fast)

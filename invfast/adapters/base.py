@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,8 @@ import torch
 
 from invfast import runtimes
 from invfast.adapters.clone import is_managed, own_dtype, private
-from invfast.adapters.conditioned import Conditioned
+from invfast.adapters.conditioned import EMBEDS, Conditioned
+from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
 from invfast.digests import network_digest, weights_digest
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
@@ -43,6 +44,8 @@ class Adapter(ABC):
         dtype: the network's dtype or its name; None keeps the pipeline's, but float32 for float16 on a CPU, and lets
             runtime "auto" take bfloat16 for a large network on a CPU where that pays.
         opaque: why the network must run as the Python module it is, beside what it shows itself.
+        precompute: parts of the network computed once a run, names in `precompute.PARTS`; None takes all that runtime
+            and network allow.
 
     Raises:
         ValueError: unknown runtime or dtype, or the runtime cannot run this network in it.
@@ -58,6 +61,7 @@ class Adapter(ABC):
         runtime: str = "auto",
         dtype: torch.dtype | str | None = None,
         opaque: str | None = None,
+        precompute: Sequence[str] | None = None,
     ) -> None:
         self.pipe = pipe
         self.device = torch.device(pipe._execution_device)
@@ -73,6 +77,7 @@ class Adapter(ABC):
             identity=lambda: network_digest(pipe.unet, self.weights),
         )
         self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.precomputed = self._precomputed(precompute)
 
     @staticmethod
     @abstractmethod
@@ -129,24 +134,60 @@ class Adapter(ABC):
     def interrupted(self) -> bool:
         return bool(self.pipe._interrupt)
 
-    def predictor(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> Conditioned:
-        """The network on this runtime for latents like x and times like t, bound to its condition."""
+    def predictor(self, x: torch.Tensor, times: torch.Tensor, condition: Condition) -> Conditioned:
+        """The network on this runtime for latents like x and a grid's times (n,), bound to its condition."""
         positive, negative = condition
         branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
         static = {
             name: (value if negative is None else torch.cat([value, negative[name]])).to(dtype)
             for name, value in positive.items()
         }
-        example = {"x": torch.cat([x] * branches).to(dtype), "t": t.to(self.device), **static}
+        before = Precomputed(self.pipe.unet, self.precomputed, dtype)
+        # Autograd refuses what is made in inference mode.
+        with torch.inference_mode(False):
+            table = before.times(times.to(self.device))
+        if EMBEDS in static:
+            with torch.inference_mode():
+                static[EMBEDS] = before.prompt(static[EMBEDS])
+        t = times[-1].to(self.device)
+        example = {"x": torch.cat([x] * branches).to(dtype), "t": table(t) if table else t, **static}
         spec = runtimes.Spec(self.device, self.dtype, lambda: network_digest(self.pipe.unet, self.weights))
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
         # A processor of the caller's own never sees several times in one batch.
         together = self.runtime.batched_time and not _opaque(self.pipe.unet)
-        return Conditioned(network, static, len(x), branches, self.dtype, self.runtime.dynamic_batch, dtype, together)
+        return Conditioned(
+            network,
+            static,
+            len(x),
+            branches,
+            self.dtype,
+            self.runtime.dynamic_batch,
+            dtype,
+            together,
+            times=table,
+            prompt=before.prompt,
+        )
 
     def _private_unet(self) -> torch.nn.Module:
         dtype = self.runtime.weights_dtype(self.dtype) or own_dtype(self.pipe.unet)
-        return private(self.pipe.unet, dtype, self.runtime.memory_format(self.device))
+        clone = private(self.pipe.unet, dtype, self.runtime.memory_format(self.device))
+        return reduced(clone, self.precomputed) if self.precomputed else clone
+
+    def _precomputed(self, asked: Sequence[str] | None) -> tuple[str, ...]:
+        if isinstance(asked, str):
+            raise TypeError(f"precompute must be a sequence of names out of {PARTS}, got the text {asked!r}")
+        opaque = _opaque(self.pipe.unet)
+        no = dict.fromkeys(PARTS, opaque) if opaque else refusals(self.pipe.unet)
+        if not self.runtime.precomputes:
+            no = dict.fromkeys(PARTS, f"runtime {self.runtime.name!r} takes the network whole")
+        if asked is None:
+            return tuple(part for part in PARTS if part not in no)
+        for part in asked:
+            if part not in PARTS:
+                raise ValueError(f"unknown part {part!r} in precompute; expected some of {PARTS}")
+            if part in no:
+                raise ValueError(f"precompute={part!r} is unavailable: {no[part]}; leave it out, or pass None")
+        return tuple(part for part in PARTS if part in asked)
 
     def latents_of(self, image: Any, height: int | None, width: int | None) -> torch.Tensor | None:
         """The image where it is already latents, (B, C, h, w) of the network's channels, checked; else None."""

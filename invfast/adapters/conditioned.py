@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -13,13 +14,22 @@ Pullback = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Conditioned(Predictor):
-    """A Predictor of a network with text embeddings, the static input "encoder_hidden_states"."""
+    """A Predictor of a network with text embeddings, the static input "encoder_hidden_states".
+
+    Args:
+        prompt: embeddings -> what the network takes in their place, differentiable; None where it takes them.
+        given, named: as in Predictor.
+    """
+
+    def __init__(self, *given: Any, prompt: Callable[[torch.Tensor], torch.Tensor] | None = None, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.prompt = prompt or (lambda embeds: embeds)
 
     def under(self, x: torch.Tensor, t: torch.Tensor, embeds: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """All images with other embeddings, (B, tokens, width) a branch; the rest of the condition stays."""
         self.evaluations = [count + 1 for count in self.evaluations]
         self.samples += len(x) * self.branches
-        static = {**self.static, EMBEDS: torch.cat(list(embeds)).to(self.input_dtype)}
+        static = {**self.static, EMBEDS: self.prompt(torch.cat(list(embeds)).to(self.input_dtype))}
         rows = torch.cat([x] * self.branches).to(self.input_dtype)
         return self.network(rows, t, **static).chunk(self.branches)
 
@@ -52,7 +62,7 @@ class Conditioned(Predictor):
         static = {name: value[chosen] for name, value in self.static.items() if name != EMBEDS}
         x = x.to(self.input_dtype)
         if not gradient:
-            return self.network(x, t, **static, **{EMBEDS: embeds.to(self.input_dtype)}), None
+            return self.network(x, t, **static, **{EMBEDS: self.prompt(embeds.to(self.input_dtype))}), None
         return self._differentiable(x, t, static, embeds)
 
     def _differentiable(
@@ -62,7 +72,8 @@ class Conditioned(Predictor):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = embeds.clone().requires_grad_()
             static = {name: value.clone() for name, value in static.items()}
-            output = self.network(x.clone(), t.clone(), **static, **{EMBEDS: leaf.to(self.input_dtype)})
+            static[EMBEDS] = self.prompt(leaf.to(self.input_dtype))
+            output = self.network(x.clone(), t.clone(), **static)
         if not output.requires_grad:
             raise RuntimeError(
                 "the network's output does not depend on its embeddings as far as autograd can see; remove what runs "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -21,6 +21,7 @@ class Predictor:
         dynamic_batch: whether images that are done may be left out.
         input_dtype: what it takes, latents are cast to it; by default `dtype`.
         batched_time: whether it takes any number of rows with a time each, t (rows,).
+        times: t -> what the network takes in its place, looked up in a table; None where it takes t itself.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class Predictor:
         dynamic_batch: bool,
         input_dtype: torch.dtype | None = None,
         batched_time: bool = False,
+        times: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.network, self.static, self.branches = network, static, branches
+        self.network = network if times is None else lambda x, t, **static: network(x, times(t), **static)
+        self.static, self.branches = static, branches
         self.dtype, self.dynamic_batch = dtype, dynamic_batch
         self.input_dtype, self.batched_time = input_dtype or dtype, batched_time
         self.evaluations = [0] * batch

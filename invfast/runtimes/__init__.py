@@ -103,17 +103,16 @@ def _auto(
     opaque: str | None,
     identity: Callable[[], str] | None,
 ) -> Choice:
-    eager, openvino = RUNTIMES["eager"], RUNTIMES["openvino"]
+    eager = RUNTIMES["eager"]
     if opaque:
         return Choice(eager, dtype, opaque)
-    if device.type == "cuda" and identity is not None:
-        engine = _with_engine(device, dtype, identity)
-        if engine:
-            return Choice(engine, dtype, f"the cache has an engine of this network for {device} in {dtype}")
+    if device.type == "cuda":
+        return _on_gpu(device, dtype, parameters, identity)
     if device.type != "cpu":
-        return Choice(eager, dtype, f"the pipeline is on {device}; runtime='compile' is faster over many images")
+        return Choice(eager, dtype, f"the pipeline is on {device}, for which nothing faster is known")
     if parameters < LARGE:
-        return Choice(eager, dtype, f"{parameters / 1e6:.1f} M parameters: an export would cost more than it saves")
+        return Choice(eager, dtype, f"{_millions(parameters)}: an export would cost more than it saves")
+    openvino = RUNTIMES["openvino"]
     half = free and bfloat16_on_cpu().pays
     said = openvino.unavailable()
     if said is None:
@@ -122,6 +121,23 @@ def _auto(
         if said is None:
             return Choice(openvino, best, "the fastest engine on a CPU" + _measured(half))
     return Choice(eager, torch.bfloat16 if half else dtype, f"openvino: {said}" + _measured(half))
+
+
+def _on_gpu(device: torch.device, dtype: torch.dtype, parameters: int, identity: Callable[[], str] | None) -> Choice:
+    """An engine where there is one, else compiled, else as it is; each inside the CUDA graphs of `capture`."""
+    engine = _with_engine(device, dtype, identity) if identity is not None else None
+    if engine:
+        return Choice(engine, dtype, f"the cache has an engine of this network for {device} in {dtype}")
+    compiled = RUNTIMES["compile"]
+    missing = compiled.unavailable()
+    if parameters < LARGE or missing:
+        why = missing or f"{_millions(parameters)}: compiling would cost more than it saves"
+        return Choice(RUNTIMES["eager"], dtype, f"no engine of it in the cache; {why}")
+    return Choice(compiled, dtype, "no engine of it in the cache; compiled for this GPU, which takes minutes once")
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M parameters"
 
 
 def _with_engine(device: torch.device, dtype: torch.dtype, identity: Callable[[], str]) -> TensorRT | None:

@@ -45,6 +45,9 @@ class Runtime(Protocol):
     capturable: bool
     """Whether its networks run on torch's current stream and may be recorded in a CUDA graph."""
 
+    precomputes: bool
+    """Whether "t" may be a row of numbers, (1, n), in place of a time: what `adapters.precompute` makes of it."""
+
     batched_time: bool
     """Whether a prepared network takes any number of rows with a time each, t (rows,)."""
 

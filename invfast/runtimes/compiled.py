@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shutil
 import time
@@ -23,7 +24,10 @@ class Compile(Torch):
     exports = True
 
     def unavailable(self) -> str | None:
-        if torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++"):
+        if torch.cuda.is_available():
+            here = importlib.util.find_spec("triton")
+            return None if here else "torch.compile needs triton on a GPU, and it is not there (pip install triton)"
+        if shutil.which("g++") or shutil.which("clang++"):
             return None
         return "torch.compile needs a C++ compiler on a CPU, and neither g++ nor clang++ is there (apt install g++)"
 

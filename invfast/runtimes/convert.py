@@ -31,6 +31,7 @@ def description(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tens
     return {
         "class": type(module).__name__,
         "network": network,
+        "precomputed": list(getattr(module, "precomputed", ())),
         **{name: metadata.version(name) for name in ("torch", "diffusers")},
         "inputs": {name: [value.ndim, value.is_floating_point()] for name, value in example_inputs.items()},
         "size": "open" if even else list(sides),
@@ -57,7 +58,7 @@ def in_child(
         module: in eval mode, in any dtype.
         example_inputs: "x", "t" where it takes times, and the static inputs; only their shapes and kinds count.
         folder: private and empty.
-        dtype: what the converted network holds and takes floats in, but t in float32; integers are int64.
+        dtype: what the converted network holds and takes floats in, but a time () in float32; integers are int64.
         open_axes: the axes of each input that any length may take, for tracers that are told.
 
     Raises:
@@ -164,7 +165,7 @@ def _main() -> None:
         value = values[f"{j}.{name}"]
         store[name] = torch.nn.Parameter(value.to(dtype) if value.is_floating_point() else value, requires_grad=False)
     example = tuple(
-        torch.zeros(shape, dtype=(torch.float32 if name == "t" else dtype) if floating else torch.int64)
+        torch.zeros(shape, dtype=(torch.float32 if name == "t" and not shape else dtype) if floating else torch.int64)
         for name, (shape, floating) in order["inputs"].items()
     )
     with torch.no_grad():

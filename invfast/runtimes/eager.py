@@ -13,6 +13,7 @@ class Torch:
     """What eager and compiled torch share: any device and dtype, weights and inputs in the dtype of the computation."""
 
     capturable = True
+    precomputes = True
     batched_time = False
 
     def unavailable(self) -> str | None:

@@ -59,7 +59,7 @@ def exported(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor]
 def _example(name: str, value: torch.Tensor, factor: int | None) -> torch.Tensor:
     """Like an input, of lengths no tracer mistakes for constants: two samples, sides that differ on every level."""
     if name == "t":
-        return torch.empty((), dtype=value.dtype)
+        return torch.empty(value.shape, dtype=value.dtype)
     shape = [2, *value.shape[1:]]
     if name == "x" and factor is not None:
         shape[2:] = [4 * factor, 6 * factor]

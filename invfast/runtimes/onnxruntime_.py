@@ -32,6 +32,7 @@ class ONNXRuntime:
     dynamic_batch = True
     exports = True
     capturable = False
+    precomputes = False
     batched_time = False
 
     def __init__(self, name: str, on_gpu: str) -> None:

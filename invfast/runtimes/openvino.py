@@ -30,6 +30,7 @@ class OpenVINO:
     dynamic_batch = True
     exports = True
     capturable = False
+    precomputes = False
     batched_time = False
 
     def __init__(self, name: str, device: str) -> None:

@@ -45,6 +45,7 @@ class TensorRT:
     dynamic_batch = True
     exports = True
     capturable = True
+    precomputes = True
     batched_time = False
 
     def __init__(self, package: str, target: int | None = None) -> None:
@@ -155,7 +156,9 @@ def profile(example_inputs: Mapping[str, torch.Tensor]) -> engine_build.Profile:
     """This size, and any batch up to the next power of two, by input; the last is what is optimised for."""
     rows = min(MOST, 1 << (len(example_inputs["x"]) - 1).bit_length())
     shapes = {name: list(value.shape[1:]) for name, value in example_inputs.items() if name != "t"}
-    return {name: ([1, *rest], [rows, *rest], [rows, *rest]) for name, rest in shapes.items()}
+    found = {name: ([1, *rest], [rows, *rest], [rows, *rest]) for name, rest in shapes.items()}
+    row = list(example_inputs["t"].shape)  # no time but what stands for it
+    return {**found, "t": (row, row, row)} if row else found
 
 
 def network(engine: Callable[[Mapping[str, torch.Tensor]], torch.Tensor], rows: int) -> Network:
@@ -163,7 +166,8 @@ def network(engine: Callable[[Mapping[str, torch.Tensor]], torch.Tensor], rows: 
 
     @torch.inference_mode()
     def any_batch(x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor:
-        t = t.to(x.device, torch.float32 if t.is_floating_point() else torch.int64)
+        if not t.ndim:
+            t = t.to(x.device, torch.float32 if t.is_floating_point() else torch.int64)
         rest = {"x": x, **static_inputs}
         parts = [
             engine({"t": t, **{name: value[start : start + rows].contiguous() for name, value in rest.items()}})

@@ -1,0 +1,201 @@
+"""What a network computes anew at every evaluation though it never changes, computed once before the loop instead.
+
+    prompt   keys and values of the cross-attention: to_k(embeddings), to_v(embeddings), every layer
+    times    the time embedding and what every residual block makes of it: proj(silu(mlp(sinusoids(t)))), every time
+
+The network stays the one it is, but its inputs change: in place of the embeddings (B, tokens, width) it is given all
+keys and values side by side, in place of the time all projections of it, and the layers that computed them now cut
+out their part. So every runtime can run it, and what is embedded can still be replaced and differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
+
+from invfast.adapters.clone import private
+
+PROMPT, TIMES = PARTS = ("prompt", "times")
+BLOCKS = {
+    "CrossAttnDownBlock2D",
+    "CrossAttnUpBlock2D",
+    "DownBlock2D",
+    "UNetMidBlock2D",
+    "UNetMidBlock2DCrossAttn",
+    "UpBlock2D",
+}
+"""Whose residual blocks and attention are all that reads times and embeddings."""
+MIXED = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "time_cond_proj_dim",
+    "time_embedding_act_fn",
+)
+"""Settings that bring something else into the time embedding."""
+
+
+def refusals(unet: torch.nn.Module) -> dict[str, str]:
+    """Of each part that cannot be computed beforehand the reason, as the end of a sentence."""
+    if type(unet) is not UNet2DConditionModel:
+        why = f"{type(unet).__name__} is no UNet2DConditionModel"
+        return dict.fromkeys(PARTS, why)
+    blocks = [*unet.down_blocks, *unet.up_blocks, *([unet.mid_block] if unet.mid_block is not None else [])]
+    unknown = sorted({type(block).__name__ for block in blocks} - BLOCKS)
+    if unknown:
+        return dict.fromkeys(PARTS, f"it has blocks of another kind, {', '.join(unknown)}")
+    found = {PROMPT: _prompt_refusal(unet), TIMES: _times_refusal(unet)}
+    return {part: why for part, why in found.items() if why}
+
+
+def _prompt_refusal(unet: UNet2DConditionModel) -> str | None:
+    if unet.encoder_hid_proj is not None:
+        return "it projects its embeddings first, as an IP-Adapter does"
+    layers = _cross_attention(unet)
+    if not layers:
+        return "it has no cross-attention"
+    for layer in layers:
+        if type(layer.processor) not in (AttnProcessor, AttnProcessor2_0):
+            return f"attention processor {type(layer.processor).__name__} may look at the embeddings itself"
+        if layer.added_kv_proj_dim is not None or layer.norm_cross or layer.fused_projections:
+            return "its cross-attention does more to the embeddings than project them"
+        for name in ("to_k", "to_v"):
+            if type(getattr(layer, name)) is not torch.nn.Linear:
+                return f"{name} of its cross-attention is {type(getattr(layer, name)).__name__}, as LoRA makes it"
+    return None
+
+
+def _times_refusal(unet: UNet2DConditionModel) -> str | None:
+    config = unet.config
+    for name in MIXED:
+        if config.get(name) is not None:
+            return f"its {name} mixes another input into the time embedding"
+    if any(block.skip_time_act for block in _timed(unet)):
+        return "its residual blocks read the time embedding without activation"
+    if any(type(block.time_emb_proj) is not torch.nn.Linear for block in _timed(unet)):
+        return "its time projections are not plain linear layers"
+    return None
+
+
+class Precomputed:
+    """What the layers that a network does without compute, once a run.
+
+    Args:
+        unet: the caller's, read only; nothing of the parts may be refused.
+        parts: names in `PARTS`.
+        dtype: the network's.
+    """
+
+    def __init__(self, unet: torch.nn.Module, parts: Sequence[str], dtype: torch.dtype) -> None:
+        keys_values = _layers(_keys_values(unet)) if PROMPT in parts else []
+        self._keys_values = _private(keys_values, dtype)
+        self._sinusoids = self._mlp = None
+        if TIMES in parts:
+            self._sinusoids, (self._mlp,) = unet.time_proj, _private([unet.time_embedding], dtype)
+            self._active = [block.nonlinearity for block in _timed(unet)]
+            self._projections = _private(_layers(_projections(unet)), dtype)
+            self._dtype = dtype
+
+    @torch.no_grad()
+    def times(self, t: torch.Tensor) -> TimeTable | None:
+        """The table of a grid's times (n,); None where times are not computed beforehand."""
+        if self._sinusoids is None:
+            return None
+        embedded = self._mlp(self._sinusoids(t).to(self._dtype))
+        pairs = zip(self._active, self._projections, strict=True)
+        return TimeTable(t, torch.cat([projection(active(embedded)) for active, projection in pairs], -1))
+
+    def prompt(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Keys and values of every layer side by side, (B, tokens, sum of widths), of embeddings (B, tokens, width)."""
+        return torch.cat([layer(embeds) for layer in self._keys_values], -1) if len(self._keys_values) else embeds
+
+
+def reduced(unet: torch.nn.Module, parts: Sequence[str]) -> torch.nn.Module:
+    """A private UNet, changed in place into the one that takes what `Precomputed` makes of embeddings and times."""
+    if PROMPT in parts:
+        _cut_out(_keys_values(unet))
+    if TIMES in parts:
+        _cut_out(_projections(unet))
+        for block in _timed(unet):
+            block.skip_time_act = True
+        unet.time_embedding = _Given()
+        unet.get_time_embed = _given
+    unet.precomputed = tuple(parts)
+    return unet
+
+
+class TimeTable:
+    """t -> its row of a table (n, width), found on the device; a time that is not in it makes its samples NaN."""
+
+    def __init__(self, t: torch.Tensor, rows: torch.Tensor) -> None:
+        order = t.argsort()
+        limits = torch.finfo(t.dtype) if t.is_floating_point() else torch.iinfo(t.dtype)
+        self.t = torch.cat([t[order], t.new_full((1,), limits.max)])
+        self.rows = torch.cat([rows[order], rows.new_full((1, rows.shape[1]), float("nan"))])
+
+    def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        """(1, width) of a time (), or (rows, width) of times (rows,)."""
+        t = t.reshape(-1).to(self.t.dtype)
+        at = torch.searchsorted(self.t, t)
+        return self.rows.index_select(0, torch.where(self.t[at] == t, at, len(self.t) - 1))
+
+
+class _Part(torch.nn.Module):
+    """Columns start .. end - 1 of its input, in place of the layer that would have computed them."""
+
+    def __init__(self, start: int, end: int) -> None:
+        super().__init__()
+        self.start, self.end = start, end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., self.start : self.end]
+
+
+class _Given(torch.nn.Module):
+    """In place of the time MLP: its input is already its output."""
+
+    def forward(self, sample: torch.Tensor, condition: None = None) -> torch.Tensor:
+        return sample
+
+
+def _given(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """In place of the sinusoids."""
+    return timestep
+
+
+def _cut_out(layers: Sequence[tuple[torch.nn.Module, str]]) -> None:
+    """Replaces each named layer by its part of all their outputs side by side."""
+    start = 0
+    for owner, name in layers:
+        end = start + getattr(owner, name).out_features
+        setattr(owner, name, _Part(start, end))
+        start = end
+
+
+def _keys_values(unet: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    return [(layer, name) for layer in _cross_attention(unet) for name in ("to_k", "to_v")]
+
+
+def _projections(unet: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    return [(block, "time_emb_proj") for block in _timed(unet)]
+
+
+def _layers(named: Sequence[tuple[torch.nn.Module, str]]) -> list[torch.nn.Module]:
+    return [getattr(owner, name) for owner, name in named]
+
+
+def _private(layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> torch.nn.Module:
+    return private(torch.nn.ModuleList(layers), dtype, torch.preserve_format)
+
+
+def _cross_attention(unet: torch.nn.Module) -> list[Attention]:
+    return [part for part in unet.modules() if isinstance(part, Attention) and part.is_cross_attention]
+
+
+def _timed(unet: torch.nn.Module) -> list[ResnetBlock2D]:
+    found = [part for part in unet.modules() if isinstance(part, ResnetBlock2D)]
+    return [block for block in found if block.time_emb_proj is not None]

@@ -1,0 +1,147 @@
+"""What is computed once a run: the result is the network's own, and nothing that needs the layers loses them."""
+
+import pytest
+import tiny
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from toy import distance
+
+from invfast import invert, reconstruct
+from invfast.adapters.clone import private
+from invfast.adapters.precompute import PARTS, Precomputed, TimeTable, reduced, refusals
+from invfast.methods import NoiseMaps, NullText, PromptTuning
+
+EACH = [("prompt",), ("times",), PARTS]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A pipeline and latents of two images."""
+    return tiny.stable_diffusion(), torch.randn(2, 4, 16, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("parts", EACH)
+@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 2e-2)])
+def test_evaluation_is_the_networks_own(pair, parts, dtype, limit):
+    unet, dtype = pair[0].unet, getattr(torch, dtype)
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(3, 4, 16, 8, generator=generator).to(dtype)
+    embeds, times = torch.randn(3, 12, 32, generator=generator).to(dtype), torch.tensor([1, 333, 981])
+    own = private(unet, dtype, torch.channels_last)
+    before = Precomputed(unet, parts, dtype)
+    table = before.times(times)
+    module = reduced(private(unet, dtype, torch.channels_last), parts)
+    with torch.inference_mode():
+        given = before.prompt(embeds)
+        for t in times:
+            found = module(x, table(t) if table else t, given).sample
+            assert found.dtype == dtype
+            assert distance(found.double(), own(x, t, embeds).sample.double()) < limit
+        each = module(x, table(times) if table else times, given).sample  # a time a row
+        assert distance(each.double(), own(x, times, embeds).sample.double()) < limit
+    assert own.time_proj is not None
+    assert not hasattr(unet, "precomputed")
+
+
+@pytest.mark.parametrize("parts", EACH)
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.filterwarnings("ignore:inverting at guidance")
+def test_inversion_is_the_same(pair, parts, scale):
+    pipe, x = pair
+    settings = {**tiny.QUICK, "guidance_scale": scale, "dtype": "float64", "runtime": "eager"}
+    wanted = invert(pipe, x, ["peach", "cat"], precompute=(), **settings)
+    found = invert(pipe, x, ["peach", "cat"], precompute=parts, **settings)
+    assert wanted.stats.precomputed == ()
+    assert found.stats.precomputed == parts
+    assert found.stats.evaluations == wanted.stats.evaluations
+    assert distance(found.latents, wanted.latents) < 1e-12
+
+
+@pytest.mark.parametrize("method", [NullText(iterations=2), PromptTuning(iterations=2), NoiseMaps()])
+def test_methods_that_change_embeddings_or_batch_times(pair, method):
+    pipe, x = pair
+    settings = {**tiny.QUICK, "method": method, "dtype": "float64", "runtime": "eager"}
+    wanted, found = (invert(pipe, x, ["peach", "cat"], precompute=parts, **settings) for parts in ((), PARTS))
+    for name, value in wanted.state.items():
+        assert distance(found.state[name], value) < 1e-9
+    back = [
+        reconstruct(pipe, found, precompute=parts, dtype="float64", output_type="latent").latents
+        for parts in ((), PARTS)
+    ]
+    assert distance(*back) < 1e-9
+
+
+def test_default_takes_all_and_says_so(pair):
+    pipe, x = pair
+    found = invert(pipe, x, **tiny.QUICK, runtime="eager")
+    assert found.stats.precomputed == PARTS
+    assert reconstruct(pipe, found, runtime="eager", precompute=(), output_type="latent").stats.precomputed == ()
+
+
+def test_time_outside_the_table_is_nan():
+    table = TimeTable(torch.tensor([21, 1]), torch.tensor([[2.0], [1.0]]))
+    assert table(torch.tensor(1)).tolist() == [[1.0]]
+    assert table(torch.tensor([21, 1, 21])).tolist() == [
+        [2.0],
+        [1.0],
+        [2.0],
+    ]
+    for t in (0, 2, 22, torch.iinfo(torch.int64).max):
+        assert table(torch.tensor(t)).isnan().all()
+
+
+class Recorder(AttnProcessor2_0):
+    """A controller that looks at the embeddings."""
+
+
+def with_processor(unet):
+    unet.set_attn_processor(Recorder())
+
+
+def with_lora(unet):
+    peft = pytest.importorskip("peft")
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k"]))
+
+
+def with_image_prompt(unet):
+    unet.encoder_hid_proj = torch.nn.Linear(32, 32)
+
+
+def with_fused(unet):
+    unet.fuse_qkv_projections()
+
+
+@pytest.mark.parametrize("change", [with_processor, with_lora, with_image_prompt, with_fused])
+def test_prompt_stays_where_something_needs_it(change, pair):
+    pipe = tiny.stable_diffusion()
+    change(pipe.unet)
+    found = invert(pipe, pair[1], **tiny.QUICK, runtime="eager")
+    assert "prompt" not in found.stats.precomputed
+    with pytest.raises(ValueError, match=r"precompute='prompt' is unavailable: .+; leave it out"):
+        invert(pipe, pair[1], **tiny.QUICK, runtime="eager", precompute=["prompt"])
+    assert distance(found.latents, invert(pipe, pair[1], **tiny.QUICK, runtime="eager", precompute=()).latents) < 1e-5
+
+
+def test_other_networks_are_left_whole():
+    assert set(refusals(tiny.SDXL().unet)) == {"times"}  # its sizes and pooled texts enter there
+    assert set(refusals(tiny.stable_diffusion(time_cond_proj_dim=8).unet)) == {"times"}
+    assert set(
+        refusals(
+            UNet2DModel(
+                block_out_channels=(8,),
+                down_block_types=("DownBlock2D",),
+                up_block_types=("UpBlock2D",),
+                norm_num_groups=4,
+            )
+        )
+    ) == set(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [("prompt", TypeError, "sequence of names"), (["keys"], ValueError, "unknown part 'keys'")],
+)
+def test_bad_choices(pair, given, error, said):
+    with pytest.raises(error, match=said):
+        invert(pair[0], pair[1], **tiny.QUICK, precompute=given)
