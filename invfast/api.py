@@ -132,7 +132,7 @@ def invert(
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, second[1] if second else condition)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
-        found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, cuda_graph)
+        found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, chosen, cuda_graph)
         node = stepper.steps.start + found.steps_taken
         kept = {name: found.state[name] for name in stepper.keep if name in found.state}
         if second and chosen.refiner(second[0], node):
@@ -219,7 +219,7 @@ def reconstruct(
         problem = run.problem(model, grid, scale, None, batch, kernels, condition)
         stepper = inversion.method.sampler(problem, inversion.node)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
-        found, stats = run.run(model, problem, stepper, kept, condition, hooks, cuda_graph)
+        found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph)
         latents = found.state["latents"]
         output = latents if output_type == "latent" else _present(model.decode(latents), output_type)
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)

@@ -8,7 +8,8 @@ flag read one piece late so that the device never waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +33,11 @@ class Graph(Protocol):
     def replay(self) -> None: ...
 
 
+HELD = 2
+"""How many runs' graphs are kept for the next call; each holds its network, its buffers and a memory pool."""
+
+_held: OrderedDict[Hashable, Captured] = OrderedDict()
+
 Record = Callable[[Callable[[], object], Callable[[], object]], Graph]
 """(warm_up, body) -> a graph of `body`; recording it leaves all buffers as they are."""
 
@@ -54,6 +60,32 @@ def cuda_graphs() -> Record:
         return graph
 
     return record
+
+
+def held(key: Hashable, predict: Predict, make: Callable[[], Captured]) -> Captured:
+    """The graphs of an earlier run of the same key, or new ones, kept for the next.
+
+    Args:
+        key: all that shapes a run's graphs but the values of its condition and state.
+        predict: this run's predictor.
+        make: makes them anew.
+    """
+    if key in _held:
+        _held.move_to_end(key)
+        return _held[key].again(predict)
+    while len(_held) >= HELD:  # before new ones are made, so that there are never more at once
+        _held.popitem(last=False)
+    with torch.inference_mode():  # the condition's own tensors may be the caller's, who would see the next one's
+        predict.static = {
+            name: value.clone(memory_format=torch.contiguous_format) for name, value in predict.static.items()
+        }
+    _held[key] = make()
+    return _held[key]
+
+
+def release() -> None:
+    """Forgets every graph that is kept, and with it its memory."""
+    _held.clear()
 
 
 class Captured:
@@ -105,11 +137,22 @@ class Captured:
             self._pieces(phase, at)
         return {name: self.buffers[name] for name in self.names}, None if self.sums is None else self.sums[step.i]
 
+    @torch.inference_mode()
     def close(self) -> None:
         """Adds to the predictor's counts what only the device knows: evaluations of images until they were done."""
         if self.spent is not None:
             self._count(0, self.spent.tolist())
-            self.spent = None
+            self.spent.zero_()
+
+    @torch.inference_mode()
+    def again(self, predict: Predict) -> Captured:
+        """Ready for another run: its predictor's condition goes to where the graphs read theirs; counts start anew."""
+        for name, value in predict.static.items():
+            self.predict.static[name].copy_(value)
+        self.predict.samples, self.predict.evaluations = 0, [0] * len(self.predict.evaluations)
+        if self.spent is not None:
+            self.spent.zero_()
+        return self
 
     def _pieces(self, phase: range, at: Step) -> None:
         """A step whose end the residuals decide."""

@@ -72,7 +72,7 @@ def refine(
 ) -> tuple[State, Stats]:
     """The method's second pass: what it keeps, and how both passes went together."""
     stepper = method.refiner(problem, node)
-    found, own = run(model, problem, stepper, first.state, condition, hooks(model, None, (), False))
+    found, own = run(model, problem, stepper, first.state, condition, hooks(model, None, (), False), method)
     if found.steps_taken < len(stepper.steps):
         logger.warning("interrupted while refining, after %d of %d steps", found.steps_taken, len(stepper.steps))
     both = replace(
@@ -104,16 +104,17 @@ def run(
     state: State,
     condition: Condition,
     hooks: Hooks,
+    method: Method,
     cuda_graph: bool | None = None,
 ) -> tuple[Run, Stats]:
-    """All steps of `stepper` under the pipeline's own progress bar.
+    """All steps of `stepper`, which is the method's, under the pipeline's own progress bar.
 
     Raises:
         ValueError: cuda_graph=True where steps cannot be captured; says why.
     """
     grid = problem.schedule
     predict = model.predictor(state["latents"], grid.t, condition)
-    take = _captured(model, problem, stepper, predict, cuda_graph)
+    take = _captured(model, problem, stepper, predict, state, method, cuda_graph)
     if take:
         predict = take.predict
     with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
@@ -143,12 +144,31 @@ def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:
 
 
 def _captured(
-    model: Adapter, problem: Problem, stepper: Stepper, predict: Predictor, cuda_graph: bool | None
+    model: Adapter,
+    problem: Problem,
+    stepper: Stepper,
+    predict: Predictor,
+    state: State,
+    method: Method,
+    cuda_graph: bool | None,
 ) -> capture.Captured | None:
-    """Steps as CUDA graphs where they can be and were not declined."""
+    """Steps as CUDA graphs where they can be and were not declined; those of an earlier call where nothing differs."""
     why = model.uncapturable
     if cuda_graph and why:
         raise ValueError(f"cuda_graph=True is unavailable: {why}; pass None or False")
     if why or cuda_graph is False:
         return None
-    return capture.Captured(stepper, predict, problem.schedule, model.device, capture.cuda_graphs())
+
+    def make() -> capture.Captured:
+        return capture.Captured(stepper, predict, problem.schedule, model.device, capture.cuda_graphs())
+
+    if not getattr(stepper, "reusable", False):
+        return make()
+    shapes = tuple((n, tuple(x.shape), x.dtype) for n, x in (*state.items(), *predict.static.items()))
+    steps = stepper.steps  # ranges of one step are equal whichever way they go
+    key = (
+        *(model.identity, model.runtime.name, model.dtype, model.device, model.precomputed, shapes),
+        *(problem.schedule.digest, problem.guidance_scale, problem.dtype, problem.kernels.name),
+        *(type(stepper), repr(method), steps.start, steps.stop, steps.step),
+    )
+    return capture.held(key, predict, make)

@@ -1,13 +1,15 @@
 """Captured steps against plain ones: a stand-in for CUDA graphs records operations and replays them without Python."""
 
 import pytest
+import tiny
 import torch
 from diffusers import DDIMScheduler
 from recorded import record
 from test_methods import TWINS, schedule
 from toy import noise_for, predictor
 
-from invfast import Schedule
+from invfast import Schedule, capture, invert, reconstruct
+from invfast.adapters.base import Adapter
 from invfast.capture import Captured
 from invfast.integrate import Hooks, integrate
 from invfast.methods import DDIM, FixedPoint, Problem
@@ -132,3 +134,82 @@ def test_reading_the_device_while_recording_is_noticed(x0):
 
     with pytest.raises(AssertionError, match="reads from the device"):
         both(Reads(), x0.float(), schedule())
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Pipelines on the CPU captured through the stand-in; yields a list that grows by one a recording."""
+    made = []
+
+    def counted(warm_up, body):
+        made.append(1)
+        return record(warm_up, body)
+
+    monkeypatch.setattr(capture, "cuda_graphs", lambda: counted)
+    monkeypatch.setattr(Adapter, "uncapturable", None)
+    yield made
+    capture.release()
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["ddim", "warm_start", FixedPoint(3, "anderson", tolerance=1e-2), "renoise", "edict", "bdia", "forward_start"],
+)
+def test_later_calls_replay_the_graphs_of_the_first(method, graphs):
+    pipe, settings = tiny.stable_diffusion(), {"method": method, "num_inference_steps": 6, "runtime": "eager"}
+    generator = torch.Generator().manual_seed(1)
+    latents = [torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2)]
+    prompts = [["peach", "cat"], ["coffee", ""]]
+    wanted = [invert(pipe, x, p, cuda_graph=False, **settings) for x, p in zip(latents, prompts, strict=True)]
+    found, recorded = [], []
+    for x, p in zip(latents, prompts, strict=True):
+        found.append(invert(pipe, x, p, **settings))
+        recorded.append(len(graphs))
+    assert recorded[0] > 0
+    assert recorded[1] == recorded[0]
+    for a, b in zip(wanted, found, strict=True):
+        assert torch.equal(a.latents, b.latents)
+        assert a.stats.evaluations == b.stats.evaluations
+        assert b.stats.cuda_graph
+        back = [reconstruct(pipe, b, runtime="eager", cuda_graph=each, output_type="latent") for each in (False, None)]
+        assert torch.equal(back[0].latents, back[1].latents)
+
+
+def test_what_shapes_a_graph_makes_a_new_one(graphs):
+    pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
+
+    def recorded(**changes):
+        before = len(graphs)
+        inversion = invert(pipe, changes.pop("x", x), **{"num_inference_steps": 4, "runtime": "eager", **changes})
+        return inversion, len(graphs) > before
+
+    assert recorded()[1]
+    assert not recorded()[1]
+    for changes in ({"num_inference_steps": 5}, {"x": x.repeat(2, 1, 1, 1)}, {"precompute": ()}, {"dtype": "bfloat16"}):
+        assert recorded(**changes)[1], changes
+    assert recorded()[1]  # two are kept, and this was not among them
+    first = recorded()[0].latents
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(2)
+    changed, new = recorded()
+    assert new
+    assert not torch.equal(changed.latents, first)
+    assert len(capture._held) == capture.HELD
+
+
+def test_one_step_up_is_not_one_step_down(graphs):
+    pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
+    found = invert(pipe, x, num_inference_steps=1, runtime="eager")
+    back = [reconstruct(pipe, found, runtime="eager", cuda_graph=each, output_type="latent") for each in (None, False)]
+    assert torch.equal(back[0].latents, back[1].latents)
+
+
+def test_embeddings_of_the_caller_stay_the_callers(graphs):
+    pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
+    mine, other = torch.randn(2, 1, 12, 32, generator=torch.Generator().manual_seed(1))
+    before = mine.clone()
+    settings = {"num_inference_steps": 4, "runtime": "eager", "precompute": ()}
+    invert(pipe, x, None, prompt_embeds=mine, **settings)
+    found = invert(pipe, x, None, prompt_embeds=other, **settings)
+    assert torch.equal(mine, before)
+    assert torch.equal(found.latents, invert(pipe, x, None, prompt_embeds=other, cuda_graph=False, **settings).latents)

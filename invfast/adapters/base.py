@@ -74,7 +74,7 @@ class Adapter(ABC):
             free=dtype is None,
             parameters=parameters,
             opaque=opaque or _opaque(pipe.unet),
-            identity=lambda: network_digest(pipe.unet, self.weights),
+            identity=lambda: self.identity,
         )
         self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.precomputed = self._precomputed(precompute)
@@ -122,6 +122,11 @@ class Adapter(ABC):
         return weights_digest(self.pipe.unet)
 
     @property
+    def identity(self) -> str:
+        """Digest of the whole network: of what it is and of its weights."""
+        return network_digest(self.pipe.unet, self.weights)
+
+    @property
     def uncapturable(self) -> str | None:
         """Why steps cannot be captured as CUDA graphs; None where they can."""
         if self.device.type != "cuda":
@@ -151,7 +156,7 @@ class Adapter(ABC):
                 static[EMBEDS] = before.prompt(static[EMBEDS])
         t = times[-1].to(self.device)
         example = {"x": torch.cat([x] * branches).to(dtype), "t": table(t) if table else t, **static}
-        spec = runtimes.Spec(self.device, self.dtype, lambda: network_digest(self.pipe.unet, self.weights))
+        spec = runtimes.Spec(self.device, self.dtype, lambda: self.identity)
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
         # A processor of the caller's own never sees several times in one batch.
         together = self.runtime.batched_time and not _opaque(self.pipe.unet)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -97,7 +97,9 @@ class Stepper(Protocol):
     # A stepper may also have
     #   phases: ranges of steps that launch the same work, one captured graph each; by default all steps are one;
     #   iterations: their largest number where residuals cut a step short; it then has begin, iterate and finish, as
-    #   `fixed_point.Implicit` does, for the executor to call.
+    #   `fixed_point.Implicit` does, for the executor to call;
+    #   reusable = True where its steps depend on the method's settings, the schedule, the guidance scale and the state
+    #   alone, not on embeddings or noise of the problem: captured graphs then serve later calls.
 
     def init(self, state: State) -> State:
         """The state before the first step. Upwards it is given {"latents": x_0}, downwards what the inversion kept."""
@@ -148,6 +150,7 @@ class Linear:
     steps: range
     carried: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    reusable: ClassVar[bool] = True
 
     def init(self, state: State) -> State:
         return {name: state.get(name, state["latents"]) for name in ("latents", *self.carried)}

@@ -67,6 +67,7 @@ class Implicit:
     """
 
     keep = ()
+    reusable = True
 
     def __init__(self, method: FixedPoint, problem: Problem, start: int) -> None:
         schedule = problem.schedule

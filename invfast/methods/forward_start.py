@@ -65,6 +65,7 @@ class _Jumped:
         self.inner = method.method.inverter(problem, method.steps)
         self.steps, self.keep = self.inner.steps, ("noise", *self.inner.keep)
         self.phases = getattr(self.inner, "phases", (self.steps,))
+        self.reusable = getattr(self.inner, "reusable", False)
         self.iterations = getattr(self.inner, "iterations", None)
         if self.iterations:
             self.begin, self.iterate, self.memory = self.inner.begin, self.inner.iterate, self.inner.memory

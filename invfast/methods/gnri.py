@@ -41,6 +41,7 @@ class SignStepper:
     """The stepper of GNRI; of each image it keeps the f(z) whose mean |f(z) - z| was least."""
 
     keep = ()
+    reusable = True
 
     def __init__(self, method: GNRI, problem: Problem, start: int) -> None:
         self.times, self.kernels = method.iterations, problem.kernels

@@ -80,6 +80,7 @@ class Renoiser:
     """The stepper of ReNoise."""
 
     keep = ()
+    reusable = True
 
     def __init__(self, method: ReNoise, problem: Problem, start: int) -> None:
         schedule = problem.schedule

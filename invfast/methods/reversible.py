@@ -87,6 +87,8 @@ class OBELM(Method):
 class TwoStepUp:
     """(x_i, carried, o(x_i)) -> (x_{i+1}, carried), asked at node i's own time; the first step is DDIM inversion."""
 
+    reusable = True
+
     def __init__(self, problem: Problem, table: torch.Tensor, start: int, carried: str) -> None:
         self.kernels, self.table, self.carried = problem.kernels, problem.place_guided(table), carried
         self.steps = range(start, problem.schedule.num_steps)
@@ -108,6 +110,8 @@ class TwoStepDown:
 
     Step 0 has nothing to ask. Where nothing was carried, as at noise that no inversion found, the first step is DDIM's.
     """
+
+    reusable = True
 
     def __init__(
         self, problem: Problem, tables: tuple[torch.Tensor, torch.Tensor], begin: torch.Tensor, start: int, carried: str
@@ -147,6 +151,7 @@ class Coupled:
     """
 
     keep = ("partner",)
+    reusable = True
 
     def __init__(self, problem: Problem, first: torch.Tensor, second: torch.Tensor, steps: range, up: bool) -> None:
         self.kernels, self.steps, self.up = problem.kernels, steps, up
