@@ -130,9 +130,9 @@ def invert(
         problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition)
         second = run.second(model, chosen, problem, prompts, len(x))
         stepper = chosen.inverter(problem)
-        record = provenance.record(model, grid, chosen, second[1] if second else condition)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
         found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, chosen, cuda_graph)
+        record = provenance.record(model, grid, chosen, second[1] if second else condition)
         node = stepper.steps.start + found.steps_taken
         kept = {name: found.state[name] for name in stepper.keep if name in found.state}
         if second and chosen.refiner(second[0], node):
@@ -220,6 +220,8 @@ def reconstruct(
         stepper = inversion.method.sampler(problem, inversion.node)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
         found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph)
+        if provenance.requantised(inversion.provenance, model):
+            warnings.warn("the int8 network is not the one that the inversion was made with", stacklevel=2)
         latents = found.state["latents"]
         output = latents if output_type == "latent" else _present(model.decode(latents), output_type)
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)

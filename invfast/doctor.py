@@ -21,6 +21,7 @@ PACKAGES = (
     "safetensors",
     "pillow",
     "openvino",
+    "nncf",
     "onnx",
     "onnxscript",
     "onnxruntime",

@@ -25,7 +25,7 @@ PACKAGES = ("invfast", "torch", "diffusers", "transformers")
 
 
 def record(model: Adapter, grid: Schedule, method: Method, condition: Condition) -> dict[str, Any]:
-    """Plain values that say how an inversion was made."""
+    """Plain values that say how an inversion was made, once it ran."""
     return {
         "pipeline": type(model.pipe).__name__,
         "schedule": grid.digest,
@@ -33,6 +33,7 @@ def record(model: Adapter, grid: Schedule, method: Method, condition: Condition)
         "method": repr(method),
         **{name: _version(name) for name in PACKAGES},
         "embeds_on": _place(condition),
+        "quantised": model.quantised,
         **_digests(model, condition),
     }
 
@@ -46,6 +47,11 @@ def differences(made_with: Mapping[str, Any], model: Adapter, condition: Conditi
             continue
         if None not in (made_with.get(name), digest) and made_with[name] != digest:
             yield MEANING[name]
+
+
+def requantised(made_with: Mapping[str, Any], model: Adapter) -> bool:
+    """Whether the int8 network that ran is another than the inversion's: other ranges, or made by other versions."""
+    return None not in (made_with.get("quantised"), model.quantised) and made_with["quantised"] != model.quantised
 
 
 def _digests(model: Adapter, condition: Condition) -> dict[str, str | list[str] | None]:

@@ -37,6 +37,7 @@ ALLOWED = {
 }
 OPTIONAL = {
     "triton",
+    "nncf",
     "onnx",
     "onnxruntime",
     "onnxscript",
@@ -50,7 +51,7 @@ OPTIONAL = {
     "pytest",
 }
 PACKAGES = {part: {"torch"} for part in ("reference", "ops", "methods", "rows", "digests")}
-PACKAGES["runtimes"] = {"torch", "onnxruntime", "openvino", "safetensors", "filelock", "platformdirs"}
+PACKAGES["runtimes"] = {"torch", "nncf", "onnxruntime", "openvino", "safetensors", "filelock", "platformdirs"}
 
 
 def imports(path):

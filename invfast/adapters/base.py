@@ -6,19 +6,22 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 
 from invfast import runtimes
+from invfast.adapters.calibration import calibration
 from invfast.adapters.clone import is_managed, own_dtype, private
 from invfast.adapters.conditioned import EMBEDS, Conditioned
 from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
 from invfast.digests import network_digest, weights_digest
 
-DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
+DTYPES = {
+    str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
+}
 _MISSING = object()
 
 Condition = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]
@@ -76,6 +79,8 @@ class Adapter(ABC):
             opaque=opaque or _opaque(pipe.unet),
             identity=lambda: self.identity,
         )
+        self.quantised: str | None = None
+        """Digest of the int8 network, once `predictor` made it."""
         self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.precomputed = self._precomputed(precompute)
 
@@ -157,7 +162,10 @@ class Adapter(ABC):
         t = times[-1].to(self.device)
         example = {"x": torch.cat([x] * branches).to(dtype), "t": table(t) if table else t, **static}
         spec = runtimes.Spec(self.device, self.dtype, lambda: self.identity)
+        if self.dtype == torch.int8:
+            spec = replace(spec, calibration=calibration(self.pipe, example, self._described))
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
+        self.quantised = getattr(network, "digest", None)
         # A processor of the caller's own never sees several times in one batch.
         together = self.runtime.batched_time and not _opaque(self.pipe.unet)
         return Conditioned(
@@ -172,6 +180,9 @@ class Adapter(ABC):
             times=table,
             prompt=before.prompt,
         )
+
+    def _described(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        return self.condition(len(texts), Prompts(texts), 1.0)[0]
 
     def _private_unet(self) -> torch.nn.Module:
         dtype = self.runtime.weights_dtype(self.dtype) or own_dtype(self.pipe.unet)

@@ -26,7 +26,9 @@ Steps = Annotated[int, typer.Option(help="Steps of the grid.")]
 Prompts = Annotated[list[str], typer.Option("--prompt", help="What the images show; once for all, or once an image.")]
 Size = Annotated[int | None, typer.Option(help="Side to resize to, in pixels. (default: the images' own)")]
 Guidance = Annotated[float, typer.Option(help="Guidance scale; inversion wants 1.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64. (default: the model's)")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16, float64, or int8 on openvino. (default: the model's)")
+]
 Seed = Annotated[int, typer.Option(help="For methods that draw noise.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: cuda where there is one)")]
 Runtime = Annotated[str, typer.Option(help="Where the network runs: auto, eager, compile, openvino, ...")]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from invfast.runtimes.base import Network, Runtime, Spec
+from invfast.runtimes.base import Calibration, Network, Runtime, Spec
 from invfast.runtimes.compiled import Compile
 from invfast.runtimes.eager import Eager
 from invfast.runtimes.onnxruntime_ import CUDA, TENSORRT, ONNXRuntime
@@ -63,6 +63,9 @@ def resolve(
         ValueError: the name is unknown, or the runtime cannot run this network in this dtype on this device.
         RuntimeError: the runtime was asked for by name and cannot run here; says why and what to install.
     """
+    why = "asked for by name"
+    if name == "auto" and dtype == torch.int8:
+        name, why = "openvino", "it alone computes in int8"
     if name == "auto":
         return _auto(device, dtype, free, parameters, opaque, identity)
     runtime = _named(name) if isinstance(name, str) or not hasattr(name, "prepare") else name
@@ -72,7 +75,7 @@ def resolve(
     reason = (opaque if runtime.exports else None) or runtime.refuses(device, dtype)
     if reason:
         raise ValueError(f"runtime {runtime.name!r} cannot run this network: {reason}")
-    return Choice(runtime, dtype, "asked for by name")
+    return Choice(runtime, dtype, why)
 
 
 def ahead_of_time(name: str, capability: int) -> Runtime:
@@ -157,6 +160,7 @@ def _measured(half: bool) -> str:
 __all__ = [
     "LARGE",
     "RUNTIMES",
+    "Calibration",
     "Choice",
     "Network",
     "Runtime",

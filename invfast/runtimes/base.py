@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+
+
+class Calibration(NamedTuple):
+    """What an int8 network's ranges are measured on.
+
+    Args:
+        says: plain values that decide the samples, for the key of what is made from them.
+        samples: what the network is called with, by name, one image each; made when they are asked for.
+    """
+
+    says: Mapping[str, Any]
+    samples: Callable[[], list[dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -17,11 +29,13 @@ class Spec:
         device: where the pipeline runs.
         dtype: what the network computes in.
         identity: the network's digest (`digests.network_digest`), computed when it is asked for.
+        calibration: for dtype int8.
     """
 
     device: torch.device
     dtype: torch.dtype
     identity: Callable[[], str]
+    calibration: Calibration | None = None
 
 
 class Network(Protocol):

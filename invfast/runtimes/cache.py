@@ -129,6 +129,12 @@ class Cache:
         logger.info("made in %.0f s", time.perf_counter() - began)
 
 
+def content(folder: Path) -> str:
+    """SHA-256 over the digests of an entry's files: what was built, where `inputs` say from what."""
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def _key(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([SCHEMA, inputs], sort_keys=True).encode()).hexdigest()[:32]
 

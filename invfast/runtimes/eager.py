@@ -20,7 +20,9 @@ class Torch:
         return None
 
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        return None
+        if dtype.is_floating_point:
+            return None
+        return f"torch computes networks in floating point, not in {dtype}; for int8 take runtime='openvino'"
 
     def memory_format(self, device: torch.device) -> torch.memory_format:
         # oneDNN's convolutions took 2.0 to 2.8 times as long from contiguous weights (bundled UNet, batches of 8, 16).

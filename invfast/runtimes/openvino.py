@@ -1,7 +1,8 @@
 """OpenVINO: the fastest engine on Intel and AMD CPUs, and the one for Intel GPUs.
 
 The network is converted once, in a child process, with open shapes and float32 weights, and kept in the cache; each
-size is then compiled with static shapes, in seconds.
+size is then compiled with static shapes, in seconds. In int8 it is quantised in the same child process, once a size,
+for ranges are measured on latents of that size; what stays in floating point is float32.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from invfast.runtimes import convert
 from invfast.runtimes.base import Network, Spec
-from invfast.runtimes.cache import Cache
+from invfast.runtimes.cache import Cache, content
 from invfast.runtimes.split import split
 
-HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-CAPABILITIES = {torch.bfloat16: "BF16", torch.float16: "FP16"}
+HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int8: "f32"}
+CAPABILITIES = {torch.bfloat16: "BF16", torch.float16: "FP16", torch.int8: "INT8"}
 ROWS = 1024
 """Latent pixels a call is worth; smaller images are grouped up to it. One 256 px image is one group of its own."""
 
@@ -48,7 +51,11 @@ class OpenVINO:
         if device.type != "cpu":
             return f"the pipeline is on {device}; move it to the CPU, from where OpenVINO takes its inputs"
         if dtype not in HINTS:
-            return f"it computes in float32, bfloat16 or float16, not in {dtype}"
+            return f"it computes in float32, bfloat16, float16 or int8, not in {dtype}"
+        if dtype == torch.int8 and self.device != "CPU":
+            return "int8 is for the CPU; take runtime='openvino'"
+        if dtype == torch.int8 and importlib.util.find_spec("nncf") is None:
+            return "int8 needs the module 'nncf' (pip install \"invfast[int8]\")"
         needed = CAPABILITIES.get(dtype)
         if needed and needed not in _core().get_property(self.device, "OPTIMIZATION_CAPABILITIES"):
             return (
@@ -72,15 +79,15 @@ class OpenVINO:
             **convert.description(module, example_inputs, spec.identity()),
             "runtime": f"openvino {_version()}",
         }
-        folder = Cache().entry(
-            inputs,
-            lambda target: convert.in_child("openvino", module, example_inputs, target),
-            f"converting {type(module).__name__} for openvino, once",
-        )
+        int8 = spec.dtype == torch.int8
+        folder = (_quantised if int8 else _converted)(module, example_inputs, spec, inputs)
         batch = min(len(x), max(1, ROWS // (x.shape[2] * x.shape[3])))
         shapes = {name: [batch, *value.shape[1:]] if name != "t" else [] for name, value in example_inputs.items()}
         request = self._compile(str(folder / "model.xml"), shapes, HINTS[spec.dtype])
-        return split(_network(request, names), batch)
+        network = split(_network(request, names), batch)
+        if int8:
+            network.digest = content(folder)
+        return network
 
     def _compile(self, path: str, shapes: Mapping[str, list[int]], hint: str) -> Any:
         model = _core().read_model(path)
@@ -89,6 +96,32 @@ class OpenVINO:
         if self.device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         return _core().compile_model(model, self.device, settings).create_infer_request()
+
+
+def _converted(
+    module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec, inputs: Mapping[str, Any]
+) -> Path:
+    return Cache().entry(
+        inputs,
+        lambda target: convert.in_child("openvino", module, example_inputs, target),
+        f"converting {type(module).__name__} for openvino, once",
+    )
+
+
+def _quantised(
+    module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec, inputs: Mapping[str, Any]
+) -> Path:
+    if spec.calibration is None:
+        raise ValueError("an int8 network needs samples to measure its ranges on; pass a Spec with a calibration")
+    kept = convert.in_float(module)
+    made_from = {"nncf": metadata.version("nncf"), "float": kept, **spec.calibration.says}
+
+    def build(target: Path) -> None:
+        samples = spec.calibration.samples()
+        convert.in_child("openvino int8", module, example_inputs, target, options=kept, samples=samples)
+
+    doing = f"quantising {type(module).__name__} for openvino, once for this size"
+    return Cache().entry({**inputs, "int8": made_from}, build, doing)
 
 
 def _network(request: Any, names: list[str]) -> Network:
