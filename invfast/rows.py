@@ -86,17 +86,18 @@ def noise(schedule: Schedule) -> torch.Tensor:
 def forecast(schedule: Schedule, order: int, start: int = 0) -> torch.Tensor:
     """Where step i lands if the noise goes on as it did, (N, 1, 1 + order): inputs (x_a, eps_{i-1}, eps_{i-2}, ...).
 
-    The noise of the last `order` targets, extrapolated to this step's target by the polynomial through them in
-    sigma/alpha (order 1 repeats the last one: Uni-Inv's predictor; 2 and 3 are its Adams-Bashforth-like extensions).
-    Steps right after `start` have a shorter history and leave the columns they miss at zero.
+    The noise of the last `order` targets, extrapolated to this step's target by the polynomial through them in sigma
+    (order 1 repeats the last one: Uni-Inv's predictor; 2 and 3 are its Adams-Bashforth-like extensions). In sigma over
+    alpha, t or its logarithm the guess is as good on 50 steps and worse on fewer (docs/methods/auto.md). Steps right
+    after `start` have a shorter history and leave the columns they miss at zero.
     """
     a, b = _levels(schedule)
     p, q = transfer(*a, *b, "epsilon")
-    ratio = schedule.sigma / schedule.alpha
+    level = schedule.sigma
     table = torch.zeros(schedule.num_steps, 1, 1 + order, dtype=torch.float64)
     table[:, 0, 0] = p
     for i in range(start + 1, schedule.num_steps):
-        table[i, 0, 1:] = q[i] * _extrapolation(ratio[start + 1 : i + 1].flip(0)[:order], ratio[i + 1], order)
+        table[i, 0, 1:] = q[i] * _extrapolation(level[start + 1 : i + 1].flip(0)[:order], level[i + 1], order)
     return table
 
 

@@ -9,7 +9,21 @@ from diffusers import DDIMScheduler
 from toy import distance, grid, network, noise_for, predictor, rewritten, run, sample
 
 from invfast import Schedule, methods
-from invfast.methods import BDIA, DDIM, EDICT, GNRI, OBELM, Auto, EasyInv, FixedPoint, ForwardStart, NoiseMaps, ReNoise
+from invfast.integrate import Hooks, integrate
+from invfast.methods import (
+    BDIA,
+    DDIM,
+    EDICT,
+    GNRI,
+    OBELM,
+    Auto,
+    EasyInv,
+    FixedPoint,
+    ForwardStart,
+    NoiseMaps,
+    Problem,
+    ReNoise,
+)
 from invfast.methods.whiten import draws
 from invfast.reference import ddim, easyinv, fixed_point, forward_start, noise_maps, renoise, reversible
 
@@ -33,6 +47,14 @@ def jumped(steps, inner):
         return forward_start.invert(model, x, nodes, prediction_type, steps=steps, noise=noise, inner=inner)
 
     return batched
+
+
+def budgeted(model, x, nodes, prediction_type="epsilon"):
+    """Auto under a budget of one and a half evaluations a step."""
+    extra = len(nodes) // 2
+    settings = {"iterations": 12, "mixing": "anderson", "history": 2, "cold_first": True, "extra": extra}
+    tolerance = Auto(budget=1.5).solver(len(nodes)).tolerance
+    return one_by_one(fixed_point.invert, tolerance=tolerance, **settings)(model, x, nodes, prediction_type)
 
 
 def first(function, **settings):
@@ -91,9 +113,14 @@ TWINS = {
             iterations=12,
             mixing="anderson",
             history=2,
-            tolerance=Auto(50).solver.tolerance,
+            tolerance=Auto(50).solver(12).tolerance,
             cold_first=True,
         ),
+        1e-8,
+    ),
+    "auto budget": (
+        Auto(budget=1.5),
+        budgeted,
         1e-8,
     ),
     "forward start": (ForwardStart(2), jumped(2, ddim.invert), 1e-10),
@@ -289,3 +316,21 @@ def test_forward_start_refuses_grids_it_does_not_fit(x0):
         run(ForwardStart(13), schedule(), x0)
     with pytest.raises(ValueError, match="inside another ForwardStart"):
         run(ForwardStart(2, ForwardStart(1)), schedule(), x0)
+
+
+@pytest.mark.parametrize(("budget", "steps"), [(1, 12), (1.1, 12), (1.5, 12), (3, 7)])
+def test_a_budget_is_kept_by_every_image(budget, steps, x0):
+    grid = schedule(steps)
+    stepper = Auto(budget=budget).inverter(Problem(grid, dtype=torch.float64))
+    predict = predictor(len(x0), torch.float64)
+    integrate(stepper, {"latents": x0}, predict, grid, Hooks())
+    most = steps + int((budget - 1) * steps)
+    assert all(steps <= count <= most for count in predict.evaluations)
+    if budget == 1.1:
+        assert max(predict.evaluations) == most
+
+
+@pytest.mark.parametrize("budget", [0.9, float("inf"), float("nan"), "1.5"])
+def test_budgets_that_cannot_be(budget):
+    with pytest.raises(ValueError, match="Auto budget must be a finite number of evaluations a step, at least 1"):
+        Auto(budget=budget)

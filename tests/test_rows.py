@@ -113,13 +113,13 @@ def test_guidance_with_equal_outputs_is_no_guidance(x0):
 def test_forecast_is_exact_on_polynomials():
     alpha = torch.tensor([0.99, 0.95, 0.9, 0.85, 0.79, 0.74], dtype=torch.float64)
     schedule = Schedule(t=torch.arange(6), alpha=alpha)
-    ratio, x = schedule.sigma / schedule.alpha, torch.tensor(0.3, dtype=torch.float64)
+    level, x = schedule.sigma, torch.tensor(0.3, dtype=torch.float64)
     for order, noise in ((1, lambda r: 2 + 0 * r), (2, lambda r: 2 - r), (3, lambda r: 2 - r + 3 * r**2)):
         table = rows.forecast(schedule, order)
         for i in range(order, 5):
-            eps = [noise(ratio[i - j]) for j in range(order)]
+            eps = [noise(level[i - j]) for j in range(order)]
             step = rows.transfer(alpha[i], schedule.sigma[i], alpha[i + 1], schedule.sigma[i + 1], "epsilon")
-            wanted = step[0] * x + step[1] * noise(ratio[i + 1])
+            wanted = step[0] * x + step[1] * noise(level[i + 1])
             assert float(combine(table, i, x, *eps)) == pytest.approx(float(wanted), rel=1e-12)
 
 

@@ -21,13 +21,17 @@ def invert(
     tolerance: float = 0.0,
     window: int = 3,
     cold_first: bool = False,
+    extra: int | None = None,
+    reserve: int = 3,
 ) -> torch.Tensor:
     """x is one image (1, C, h, w); `history` is how many past noises the warm start extrapolates, 0 starts cold.
 
-    Without a past noise the first step asks for one, or with `cold_first` begins at its own latent.
+    Without a past noise the first step asks for one, or with `cold_first` begins at its own latent. `extra` is how many
+    evaluations all steps together may take beyond one each, the first of them leaving `reserve` to the others.
     """
+    left = math.inf if extra is None else extra
     noises: list[torch.Tensor] = []  # latest last
-    ratios: list[float] = []
+    levels: list[float] = []
     for t, abar_source, abar_target in grid:
 
         def noise_at(y: torch.Tensor, t: int = t, abar_target: float = abar_target) -> torch.Tensor:
@@ -36,15 +40,15 @@ def invert(
         def up(noise: torch.Tensor, x: torch.Tensor = x, a: float = abar_source, b: float = abar_target):
             return noised_up(x, noise, a, b)
 
-        ratio = math.sqrt((1 - abar_target) / abar_target)
+        level = math.sqrt(1 - abar_target)
         y = x
         if history and not noises:
             y = x if cold_first else up(noise_at(x))
         elif history:
-            y = up(extrapolate(noises[-history:], ratios[-history:], ratio))
+            y = up(extrapolate(noises[-history:], levels[-history:], level))
         values: list[torch.Tensor] = []
         iterates: list[torch.Tensor] = []
-        for _ in range(iterations):
+        for k in range(iterations):
             noise = noise_at(y)
             f = up(noise)
             values.append(f)
@@ -52,26 +56,30 @@ def invert(
             if tolerance and (f - y).norm() / f.norm() < tolerance:
                 y = f
                 break
+            last = k + 1 < iterations and left <= (0 if noises else reserve)
+            left -= 0 if last else 1
             if mixing == "plain" or len(values) == 1:
                 y = f
             elif mixing == "averaged":
                 y = (values[-1] + values[-2]) / 2
             else:
                 y = anderson(values[-window:], iterates[-window:])
+            if last:
+                break
         x = y
         noises.append(noise)
-        ratios.append(ratio)
+        levels.append(level)
     return x
 
 
-def extrapolate(noises: list[torch.Tensor], ratios: list[float], ratio: float) -> torch.Tensor:
-    """The polynomial through (ratio_j, noise_j) at `ratio`, by Neville's scheme; the last noise where it is unsafe."""
+def extrapolate(noises: list[torch.Tensor], levels: list[float], level: float) -> torch.Tensor:
+    """The polynomial through (level_j, noise_j) at `level`, by Neville's scheme; the last noise where it is unsafe."""
     weights = []
-    for j, at in enumerate(ratios):
+    for j, at in enumerate(levels):
         weight = 1.0
-        for k, other in enumerate(ratios):
+        for k, other in enumerate(levels):
             if k != j:
-                weight *= (ratio - other) / (at - other)
+                weight *= (level - other) / (at - other)
         weights.append(weight)
     if sum(map(abs, weights)) > 16:
         return noises[-1]
