@@ -11,7 +11,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 
-.PHONY: demo test test-slow bench kernels model model-eval docs lint setup clean
+.PHONY: demo test test-slow bench accuracy accuracy-quick kernels model model-eval docs lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.eval
@@ -25,6 +25,15 @@ test: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only -q --timeout=0 -p no:xdist $(if $(CASE),-k "$(CASE)")
 	$(BIN)/python -m benchmarks.report
+
+# Every method on the bundled model, at most 90 minutes on 2 cores; goes on where it was stopped.
+accuracy: $(VENV)/.eval $(VENV)/.train
+	$(BIN)/python -m benchmarks.accuracy.midpoint
+	$(BIN)/python -m benchmarks.accuracy
+
+# At most 5 minutes, from the bundled images alone.
+accuracy-quick: $(VENV)/.eval $(VENV)/.train
+	$(BIN)/python -m benchmarks.accuracy --quick
 
 # The Triton kernels under the interpreter, then every kernel compiled for its targets, its row in docs/kernels.md.
 kernels: $(VENV)/.test

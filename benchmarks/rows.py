@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import platform
 import subprocess
@@ -63,6 +64,12 @@ def append(suite: str, found: Sequence[dict[str, Any]]) -> None:
         file.writelines(json.dumps(each) + "\n" for each in found)
 
 
+def write(path: Path, found: Sequence[dict[str, Any]]) -> None:
+    """A committed file of rows, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(each) + "\n" for each in found))
+
+
 def gemm_flops() -> float:
     """FLOP/s of a float32 matrix product, the best of three: what this machine can do right now."""
     a, b = torch.ones(1536, 1536), torch.ones(1536, 1536)
@@ -80,7 +87,8 @@ def place() -> dict[str, Any]:
     models = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     cpu = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FOLDER.parents[1])
-    versions = {name: metadata.version(name) for name in ("invfast", "torch", "diffusers", "openvino")}
+    names = [name for name in ("invfast", "torch", "diffusers", "openvino") if importlib.util.find_spec(name)]
+    versions = {name: metadata.version(name) for name in names}
     return {"machine": cpu, "versions": versions, "commit": git.stdout.strip()}
 
 

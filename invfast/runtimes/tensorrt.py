@@ -157,8 +157,10 @@ def profile(example_inputs: Mapping[str, torch.Tensor]) -> engine_build.Profile:
     rows = min(MOST, 1 << (len(example_inputs["x"]) - 1).bit_length())
     shapes = {name: list(value.shape[1:]) for name, value in example_inputs.items() if name != "t"}
     found = {name: ([1, *rest], [rows, *rest], [rows, *rest]) for name, rest in shapes.items()}
-    row = list(example_inputs["t"].shape)  # no time but what stands for it
-    return {**found, "t": (row, row, row)} if row else found
+    t = example_inputs.get("t")
+    if t is not None and t.ndim:  # no time but what stands for it, one row for all samples
+        found["t"] = (list(t.shape),) * 3
+    return found
 
 
 def network(engine: Callable[[Mapping[str, torch.Tensor]], torch.Tensor], rows: int) -> Network:
