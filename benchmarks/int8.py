@@ -3,13 +3,14 @@
 The bundled model in float32, bfloat16 and int8; both directions of a round trip run the same network. Per dtype and
 method the mean latent PSNR of the round trip of every fourth sample image (a CPU without bfloat16 takes ten times as
 long in it); per dtype the error of one evaluation against eager float32, on latents of float32 inversions of all images
-over the whole grid, and its time, all dtypes in turn. Rows go to out/bench/int8.jsonl.
+over the whole grid, and its time, all dtypes in turn. Rows: benchmarks/results/int8.jsonl.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from invfast.runtimes import RUNTIMES
 
 STEPS, ROUNDS, TIMED, EVERY = 50, 21, 4, 4
 CPU = torch.device("cpu")
+FILE = Path(__file__).with_name("results") / "int8.jsonl"
 METHODS_RUN: dict[str, Method] = {
     "DDIM": METHODS["ddim"],
     "warm start": METHODS["warm_start"],
@@ -126,11 +128,10 @@ def main() -> None:
         spread = f"{row['p50'] * 1e3:.1f} ({row['p20'] * 1e3:.1f} to {row['p80'] * 1e3:.1f})"
         print(f"| {row['runner']} {row['dtype']} | {row['error']:.1e} | {row['error_max']:.1e} | {spread} |")
     print("\n| method | network | evaluations | latent PSNR, dB | worst image |\n|---|---|---|---|---|")
-    rows.append("int8", one)
     trips = []
     for each in variants():
         trips += round_trips(pipe, images[::EVERY], prompts[::EVERY], *each)
-        rows.append("int8", trips[-len(METHODS_RUN) :])
+    rows.write(FILE, [*one, *trips])
     of = {(row["dtype"], row["method"]): row["latent_psnr"] for row in trips}
     for name in ("Anderson 3", "Anderson 5"):
         quantised, full = (of[dtype, name] - of[dtype, "DDIM"] for dtype in ("int8", "float32"))

@@ -85,7 +85,7 @@ def stepwise(
 
 
 def swept(trial: Trial, sweeps: int) -> list[torch.Tensor]:
-    """After `stepwise`, iterations of the whole trajectory: every noise anew at its latent, then all latents from them."""
+    """After `stepwise`, iterations of the whole trajectory: all noises at its latents, then all latents from them."""
     path = stepwise(trial)
     for _ in range(sweeps):
         noises = [trial.noise(x, node) for node, x in enumerate(path[1:], 1)]  # independent: one batch on a GPU

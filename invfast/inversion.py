@@ -187,15 +187,8 @@ def _plain(inversion: Inversion) -> dict[str, Any]:
         "negative_prompt": inversion.negative_prompt,
         "guidance_scale": inversion.guidance_scale,
         "stats": {
-            "evaluations": stats.evaluations,
-            "samples": stats.samples,
-            "seconds": stats.seconds,
-            "runtime": stats.runtime,
+            **{name: value for name, value in vars(stats).items() if name != "residual"},
             "dtype": str(stats.dtype).removeprefix("torch."),
-            "device": stats.device,
-            "kernels": stats.kernels,
-            "cuda_graph": stats.cuda_graph,
-            "reason": stats.reason,
         },
         "provenance": dict(inversion.provenance),
     }
