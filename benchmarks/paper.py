@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
+from benchmarks import rows
 from benchmarks.accuracy import store
 from benchmarks.accuracy.sections import table
 from invfast import adapters, demo, images, invert, metrics, reconstruct
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     methods = {**SD14, "EasyInv": EasyInv.sdxl()} if args.sdxl else SD14
     lines = [line("VAE round trip", "", measure(pipe, None, given, "", args.steps, args.batch, metric))]
     args.rows.parent.mkdir(parents=True, exist_ok=True)
-    store.append(args.rows, {"model": args.model or "bundled", "images": len(given[0]), "place": store.place()})
+    store.append(args.rows, {"model": args.model or "bundled", "images": len(given[0]), "place": rows.place()})
     for dtype in args.dtypes or ("float16", "float32"):
         for name, method in methods.items():
             skipped = slow and dtype == "float16"

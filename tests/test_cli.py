@@ -178,7 +178,7 @@ def bomb(width=1_000_000, height=1_000_000):
         (["invert", PEACH, "-o", ".", "--steps", "1001"], 1, "from 1 to 1000, got 1001"),
         (["invert", PEACH, "-o", ".", "--steps", "fifty"], 2, "valid integer"),
         (["invert", PEACH, "-o", ".", "--guidance", "nan"], 1, "guidance_scale must be a finite number"),
-        (["invert", PEACH, "-o", ".", "--dtype", "int8"], 1, "unknown dtype 'int8'"),
+        (["invert", PEACH, "-o", ".", "--dtype", "int4"], 1, "unknown dtype 'int4'"),
         (["invert", PEACH], 2, "Missing option"),
         (["reconstruct", "none", "-o", "x.png"], 1, "inversion file 'none' does not exist"),
         (["reconstruct", "cut.safetensors", "-o", "x.png"], 1, "cannot be used"),

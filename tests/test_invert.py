@@ -214,8 +214,8 @@ def test_dtypes(tiny, peach):
     assert 0 < distance(half.latents, wanted.latents) < 2 * distance(eager, wanted.latents)
     with pytest.warns(UserWarning, match="float16 on a CPU"):
         assert invert(tiny, peach, **QUICK, dtype="float16").stats.dtype == torch.float16
-    with pytest.raises(ValueError, match="unknown dtype 'int8'; expected one of float32"):
-        invert(tiny, peach, **QUICK, dtype="int8")
+    with pytest.raises(ValueError, match="unknown dtype 'int4'; expected one of float32"):
+        invert(tiny, peach, **QUICK, dtype="int4")
 
 
 def test_a_float16_pipeline_is_not_run_in_float16_on_a_cpu(peach):

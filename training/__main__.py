@@ -21,7 +21,7 @@ RUNS = Path(__file__).with_name("runs")
 SITTINGS = Path(__file__).with_name("sittings")
 """Committed: where an unfinished run stood, so that a lost machine costs one sitting."""
 # Steps times batch is what an evening of one or two cores can do.
-VAE = Recipe(steps=4400, batch=16, rate=8e-4)
+VAE = Recipe(steps=6800, batch=16, rate=8e-4)
 POOL = 40_960
 UNET = Recipe(steps=6000, batch=64, rate=6e-4, decay=0.9995)
 PIXEL = Recipe(steps=4000, batch=32, rate=5e-4, decay=0.9995)

@@ -69,3 +69,12 @@ def as_tensor(pictures: Sequence[np.ndarray]) -> torch.Tensor:
     """(n, 3, h, w) in [-1, 1] of (h, w, 3) uint8 pictures."""
     stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     return stacked.float() / 127.5 - 1
+
+
+def varied(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Each turned by a multiple of 90 degrees, perhaps mirrored, its colours exchanged; (n, 3, side, side)."""
+    found = []
+    for picture in pictures:
+        turned = torch.rot90(picture[torch.from_numpy(rng.permutation(3))], int(rng.integers(4)), (1, 2))
+        found.append(turned.flip(2) if rng.random() < 0.5 else turned)
+    return torch.stack(found)

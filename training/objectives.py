@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from rich.progress import track
 
-from training.batches import PHOTO_SHARE, draw
+from training.batches import PHOTO_SHARE, draw, varied
 from training.data import Data
 from training.loop import Recipe, console
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 KL_WEIGHT = 0.01
-# Flat emoji are learnt first; what fine texture costs is learnt from photographs, so the autoencoder then sees more.
-DETAIL_FROM, DETAIL_SHARE = 2400, 0.6
+# Flat emoji are learnt first; fine texture is learnt from photographs, of which there are few: so the autoencoder then
+# sees more of them, and at last turned, mirrored and with their colours exchanged.
+STAGES = ((0, PHOTO_SHARE, False), (2400, 0.6, False), (4400, 0.75, True))
+"""(first step, share of photograph crops, whether pictures are varied)."""
 TIMES = 1000
 DROPOUT = 0.1  # of captions, for classifier-free guidance
 
@@ -32,8 +34,10 @@ def autoencoder(vae: AutoencoderKL, data: Data, recipe: Recipe) -> Loss:
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng, generator = streams(recipe.seed, step)
-        photos = PHOTO_SHARE if step < DETAIL_FROM else DETAIL_SHARE
+        _, photos, vary = next(stage for stage in reversed(STAGES) if step >= stage[0])
         pictures, _ = draw(data, rng, recipe.batch, photos=photos)
+        if vary:
+            pictures = varied(pictures, rng)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(pictures).latent_dist
         rebuilt = vae.decode(posterior.sample(generator)).sample

@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.rows import place
 from invfast.inversion import write_atomically
 
 SCHEMA = 1
@@ -71,18 +67,6 @@ def begin(path: Path, rows: Iterable[Row]) -> int:
     run = 1 + max((row["run"] for row in rows), default=0)
     append(path, {"run": run, "place": place()})
     return run
-
-
-def place() -> dict[str, Any]:
-    """Machine, versions and commit."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    machine = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
-    folder = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=folder)
-    versions = {name: metadata.version(name) for name in ("invfast", "torch", "diffusers")}
-    return {"machine": machine, "versions": versions, "commit": git.stdout.strip() or "none"}
 
 
 def _line(row: Row) -> str:
