@@ -45,13 +45,14 @@ class Whitener:
     def __call__(self, noise: torch.Tensor, reference: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """The noise after them; noise and reference (B, C, h, w), drawn (ROUNDS, ROLLS, LEVELS) of `draws`."""
         wanted = _statistics(reference) if self.kl else None
-        left, right = _operators(drawn, self.tables) if self.ac else ((), ())
+        pairs = [each.flatten(0, 1).unbind() for each in _operators(drawn, self.tables)] if self.ac else ((), ())
+        rolls, each_round = list(zip(*pairs, strict=True)), drawn.shape[1]
         for i in range(drawn.shape[0]):
             if wanted is not None:
                 step = _patch_gradient(noise, *wanted).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
                 noise = _stepped(noise, step, self.kl)
-            for j in range(drawn.shape[1]) if self.ac else ():
-                noise = _stepped(noise, _roll_gradient(noise, left[i, j], right[i, j]), self.ac / drawn.shape[1])
+            for left, right in rolls[i * each_round : (i + 1) * each_round]:
+                noise = _stepped(noise, _roll_gradient(noise, left, right), self.ac / each_round)
         return noise
 
 
