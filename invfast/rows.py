@@ -87,9 +87,9 @@ def forecast(schedule: Schedule, order: int, start: int = 0) -> torch.Tensor:
     """Where step i lands if the noise goes on as it did, (N, 1, 1 + order): inputs (x_a, eps_{i-1}, eps_{i-2}, ...).
 
     The noise of the last `order` targets, extrapolated to this step's target by the polynomial through them in sigma
-    (order 1 repeats the last one: Uni-Inv's predictor; 2 and 3 are its Adams-Bashforth-like extensions). In sigma over
-    alpha, t or its logarithm the guess is as good on 50 steps and worse on fewer (docs/methods/auto.md). Steps right
-    after `start` have a shorter history and leave the columns they miss at zero.
+    (order 1 repeats the last one: Uni-Inv's predictor; 2 and 3 are its Adams-Bashforth-like extensions). In t the guess
+    is as good on 20 and 50 steps and worse on 10, in sigma / alpha or its logarithm worse on 20 too
+    (docs/methods/auto.md). Steps right after `start` have a shorter history and leave the columns they miss at zero.
     """
     a, b = _levels(schedule)
     p, q = transfer(*a, *b, "epsilon")

@@ -117,8 +117,12 @@ def run(
     take = _captured(model, problem, stepper, predict, state, method, cuda_graph)
     if take:
         predict = take.predict
-    with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
-        found = integrate(stepper, state, predict, grid, replace(hooks, progress=bar.update), take)
+    try:
+        with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
+            found = integrate(stepper, state, predict, grid, replace(hooks, progress=bar.update), take)
+    except BaseException:
+        capture.release()  # what failed may have left a recording half done
+        raise
     if take:
         take.close()
     stats = Stats(

@@ -197,6 +197,19 @@ def test_what_shapes_a_graph_makes_a_new_one(graphs):
     assert len(capture._held) == capture.HELD
 
 
+def test_a_run_that_failed_leaves_no_graph(graphs):
+    pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
+    invert(pipe, x, num_inference_steps=4, runtime="eager")
+    assert capture._held
+    with pytest.raises(RuntimeError, match="mine"):
+        invert(pipe, x, num_inference_steps=4, runtime="eager", callback_on_step_end=fail)
+    assert not capture._held
+
+
+def fail(pipe, step, t, tensors):
+    raise RuntimeError("mine")
+
+
 def test_one_step_up_is_not_one_step_down(graphs):
     pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
     found = invert(pipe, x, num_inference_steps=1, runtime="eager")

@@ -79,6 +79,14 @@ def test_the_bundled_model_there_and_back():
     assert distance(reconstruct(pipe, found[None], output_type="latent").latents, found[None].init_latents) < 1e-2
 
 
+def test_kept_graphs_serve_another_image_and_prompt():
+    pipe = demo.load_pipeline().to("cuda")
+    for name in ("peach", "coffee"):
+        image, prompt = demo.load_images()[name]
+        found = [invert(pipe, image, prompt, method="anderson", cuda_graph=graph).latents for graph in (None, False)]
+        assert distance(*found) < 1e-4
+
+
 def test_a_captured_step_is_one_launch_and_no_wait():
     pipe = demo.load_pipeline().to("cuda")
     image, prompt = demo.load_images()["peach"]

@@ -9,21 +9,7 @@ from diffusers import DDIMScheduler
 from toy import distance, grid, network, noise_for, predictor, rewritten, run, sample
 
 from invfast import Schedule, methods
-from invfast.integrate import Hooks, integrate
-from invfast.methods import (
-    BDIA,
-    DDIM,
-    EDICT,
-    GNRI,
-    OBELM,
-    Auto,
-    EasyInv,
-    FixedPoint,
-    ForwardStart,
-    NoiseMaps,
-    Problem,
-    ReNoise,
-)
+from invfast.methods import BDIA, DDIM, EDICT, GNRI, OBELM, Auto, EasyInv, FixedPoint, ForwardStart, NoiseMaps, ReNoise
 from invfast.methods.whiten import draws
 from invfast.reference import ddim, easyinv, fixed_point, forward_start, noise_maps, renoise, reversible
 
@@ -316,21 +302,3 @@ def test_forward_start_refuses_grids_it_does_not_fit(x0):
         run(ForwardStart(13), schedule(), x0)
     with pytest.raises(ValueError, match="inside another ForwardStart"):
         run(ForwardStart(2, ForwardStart(1)), schedule(), x0)
-
-
-@pytest.mark.parametrize(("budget", "steps"), [(1, 12), (1.1, 12), (1.5, 12), (3, 7)])
-def test_a_budget_is_kept_by_every_image(budget, steps, x0):
-    grid = schedule(steps)
-    stepper = Auto(budget=budget).inverter(Problem(grid, dtype=torch.float64))
-    predict = predictor(len(x0), torch.float64)
-    integrate(stepper, {"latents": x0}, predict, grid, Hooks())
-    most = steps + int((budget - 1) * steps)
-    assert all(steps <= count <= most for count in predict.evaluations)
-    if budget == 1.1:
-        assert max(predict.evaluations) == most
-
-
-@pytest.mark.parametrize("budget", [0.9, float("inf"), float("nan"), "1.5"])
-def test_budgets_that_cannot_be(budget):
-    with pytest.raises(ValueError, match="Auto budget must be a finite number of evaluations a step, at least 1"):
-        Auto(budget=budget)

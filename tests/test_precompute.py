@@ -11,6 +11,7 @@ from invfast import invert, reconstruct
 from invfast.adapters.clone import private
 from invfast.adapters.precompute import PARTS, Precomputed, TimeTable, reduced, refusals
 from invfast.methods import NoiseMaps, NullText, PromptTuning
+from invfast.runtimes import RUNTIMES, Spec, onnx
 
 EACH = [("prompt",), ("times",), PARTS]
 
@@ -42,6 +43,35 @@ def test_evaluation_is_the_networks_own(pair, parts, dtype, limit):
         assert distance(each.double(), own(x, times, embeds).sample.double()) < limit
     assert own.time_proj is not None
     assert not hasattr(unet, "precomputed")
+
+
+def inputs_of(unet):
+    """What the whole network is asked, what the reduced one is, and the reduced one; two samples, float32."""
+    generator = torch.Generator().manual_seed(4)
+    x, embeds = torch.randn(2, 4, 16, 8, generator=generator), torch.randn(2, 12, 32, generator=generator)
+    before, times = Precomputed(unet, PARTS, torch.float32), torch.tensor([1, 501])
+    with torch.inference_mode():
+        given = {"x": x, "t": before.times(times)(times[1]), "encoder_hidden_states": before.prompt(embeds)}
+        wanted = unet(x, times[1], embeds).sample
+    module = reduced(private(unet, torch.float32, torch.channels_last), PARTS).eval()
+    return wanted, given, module, Spec(torch.device("cpu"), torch.float32, lambda: "precomputed")
+
+
+@pytest.mark.slow
+def test_compiled(pair):
+    wanted, given, module, spec = inputs_of(pair[0].unet.eval())
+    with torch.inference_mode():
+        assert distance(RUNTIMES["compile"].prepare(module, given, spec)(**given), wanted) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_file_that_tensorrt_reads(pair):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    wanted, given, module, spec = inputs_of(pair[0].unet.eval())
+    session = onnxruntime.InferenceSession(onnx.exported(module, given, spec), providers=["CPUExecutionProvider"])
+    for rows in (1, 2):
+        fed = {name: (x if name == "t" else x[:rows]).numpy() for name, x in given.items()}
+        assert distance(torch.from_numpy(session.run(None, fed)[0]), wanted[:rows]) < 1e-5
 
 
 @pytest.mark.parametrize("parts", EACH)
