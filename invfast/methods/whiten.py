@@ -8,12 +8,14 @@ patch of 4 x 4 in every channel, 0 those of e and 1 those of a reference; the se
 pyramid of halved planes down to 8. The gradients are written out: nothing here needs autograd.
 
 Plain areas have patches without variance, 1/v explodes there, and such images came out black or NaN. So variances have
-a floor, below which they are not moved; and a step that is not finite or longer than the noise itself, as fixed rates
-give it where the noise is large, is left out, image by image. Shifts are drawn from 1 on: the published 0 compares a
-plane with itself and shrinks it.
+a floor, below which they are not moved; and a move that is not finite or longer than the noise itself, as fixed rates
+give it where the noise is large, is left out, image by image: the first line's, or the second's five steps together.
+Shifts are drawn from 1 on: the published 0 compares a plane with itself and shrinks it.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -40,19 +42,22 @@ class Whitener:
 
     def __init__(self, like: torch.Tensor, kl: float, ac: float) -> None:
         self.kl = kl if min(like.shape[2:]) >= PATCH else 0
-        self.ac, self.tables = ac, _roll_tables(like) if ac else []
+        # A gradient is of second order in its operators: the rate of each of a round's steps goes into them.
+        self.tables = _roll_tables(like, math.sqrt(ac / ROLLS)) if ac else None
 
     def __call__(self, noise: torch.Tensor, reference: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """The noise after them; noise and reference (B, C, h, w), drawn (ROUNDS, ROLLS, LEVELS) of `draws`."""
         wanted = _statistics(reference) if self.kl else None
-        pairs = [each.flatten(0, 1).unbind() for each in _operators(drawn, self.tables)] if self.ac else ((), ())
-        rolls, each_round = list(zip(*pairs, strict=True)), drawn.shape[1]
+        left, right = _operators(drawn, self.tables) if self.tables else (None, None)
         for i in range(drawn.shape[0]):
             if wanted is not None:
-                step = _patch_gradient(noise, *wanted).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-                noise = _stepped(noise, step, self.kl)
-            for left, right in rolls[i * each_round : (i + 1) * each_round]:
-                noise = _stepped(noise, _roll_gradient(noise, left, right), self.ac / each_round)
+                gradient = _patch_gradient(noise, *wanted).clamp_(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+                noise = _moved(noise, noise.sub(gradient, alpha=self.kl))
+            if left is not None:
+                planes = noise.reshape(-1, *noise.shape[2:])
+                for operators in zip(*_spread(left[i], right[i], len(planes)), strict=True):
+                    planes = _roll_step(planes, *operators)
+                noise = _moved(noise, planes.view(noise.shape))
         return noise
 
 
@@ -64,58 +69,73 @@ def patch_gradient(noise: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 
 
 def _statistics(reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and inverse floored variance of every patch of the reference."""
-    variance, mean = torch.var_mean(_patches(reference), 2, keepdim=True)
+    """Mean and inverse floored variance of every patch of the reference, (B, C, h / 4, w / 4)."""
+    mean, _, variance = _moments(reference)
     return mean, variance.clamp_min(VARIANCE_FLOOR).reciprocal()
 
 
 def _patch_gradient(noise: torch.Tensor, mean: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
     # A divergence of normals is never negative: the published absolute value changes nothing.
-    patches, n = _patches(noise), PATCH * PATCH
-    own_variance, own_mean = torch.var_mean(patches, 2, keepdim=True)
+    (own_mean, apart, own_variance), n = _moments(noise), PATCH * PATCH
     by_mean = (own_mean - mean) * precision * (2 / n)
     by_variance = (precision - own_variance.reciprocal()) * (2 / (n - 1))
     by_variance = torch.where(own_variance > VARIANCE_FLOOR, by_variance, 0.0)
-    joined = F.pixel_shuffle(torch.addcmul(by_mean, by_variance, patches - own_mean).flatten(1, 2), PATCH)
+    joined = torch.addcmul(_over_patches(by_mean), _over_patches(by_variance), apart).flatten(4, 5).flatten(2, 3)
     h, w = (a - b for a, b in zip(noise.shape[2:], joined.shape[2:], strict=True))
     return F.pad(joined, (0, w, 0, h)) if h or w else joined
 
 
-def _patches(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, 16, h / 4, w / 4); rows and columns beyond the last whole patch are left out."""
-    h, w = (size // PATCH * PATCH for size in x.shape[2:])
-    return F.pixel_unshuffle(x[..., :h, :w], PATCH).unflatten(1, (-1, PATCH * PATCH))
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of every patch the mean, each element's distance from it (B, C, h / 4, 4, w / 4, 4), and the variance.
+
+    Rows and columns beyond the last whole patch are left out. Pooling is faster here than a variance over two axes.
+    """
+    mean = F.avg_pool2d(x, PATCH)
+    h, w = mean.shape[2:]
+    apart = x[..., : h * PATCH, : w * PATCH].unflatten(3, (w, PATCH)).unflatten(2, (h, PATCH)) - _over_patches(mean)
+    variance = F.avg_pool2d(apart.square().flatten(4, 5).flatten(2, 3), PATCH, divisor_override=PATCH * PATCH - 1)
+    return mean, apart, variance
+
+
+def _over_patches(x: torch.Tensor) -> torch.Tensor:
+    return x[..., :, None, :, None]
 
 
 def roll_gradient(noise: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Gradient of the summed squared autocorrelations of every channel's pyramid; drawn (LEVELS,)."""
-    return _roll_gradient(noise, *_operators(drawn, _roll_tables(noise)))
+    planes = noise.reshape(-1, *noise.shape[2:])
+    left, right = _spread(*_operators(drawn[None], _roll_tables(noise, 1.0)), len(planes))
+    return (planes - _roll_step(planes, left[0], right[0])).view(noise.shape)
 
 
-def _roll_tables(like: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    """Of every level of the pyramid, for every shift from 1 on: what rolls rows, and what rolls columns.
+Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _roll_tables(like: torch.Tensor, scale: float) -> Tables:
+    """Of every level of the pyramid, for every shift from 1 on: what rolls rows, times `scale`, and what rolls columns.
 
     A level is D e D', D halving what is above it. With S = roll there + roll back, its autocorrelation along the rows
     of n elements is <e, M> / 2 n with M = D' S D e D' D, and the gradient of the square of that is <e, M> M / n^2:
     two matrix products a level and direction, where rolling and halving planes this small takes dozens of calls.
+
+    Returns:
+        Left (S, 2, h, h) and right (S, 2, w, w) of the S shifts of all levels, rows first, then columns; how many
+        shifts each level has, (levels,); where they begin, (levels,).
     """
-    tables, sizes = [], list(like.shape[2:])
+    left, right, counts, sizes = [], [], [], list(like.shape[2:])
     halving = [torch.eye(size, dtype=like.dtype, device=like.device) for size in sizes]
     for _ in range(LEVELS):
         still = [h.mT @ h / size for h, size in zip(halving, sizes, strict=True)]
-        shifts = max(1, sizes[0] // 2 - 1)
-        rolled = [h.mT @ _rolls(shifts, h) @ h / size for h, size in zip(halving, sizes, strict=True)]
-        tables.append(
-            (
-                torch.stack([rolled[0], still[0].expand_as(rolled[0])], 1),
-                torch.stack([still[1].expand_as(rolled[1]), rolled[1]], 1),
-            )
-        )
+        counts.append(max(1, sizes[0] // 2 - 1))
+        rolled = [h.mT @ _rolls(counts[-1], h) @ h / size for h, size in zip(halving, sizes, strict=True)]
+        left.append(torch.stack([rolled[0], still[0].expand_as(rolled[0])], 1))
+        right.append(torch.stack([still[1].expand_as(rolled[1]), rolled[1]], 1))
         if min(sizes) <= COARSEST:
             break
         sizes = [size // 2 for size in sizes]
         halving = [h[: 2 * size].unflatten(0, (size, 2)).mean(1) for h, size in zip(halving, sizes, strict=True)]
-    return tables
+    count = torch.tensor(counts, device=like.device)
+    return torch.cat(left) * scale, torch.cat(right), count, count.cumsum(0) - count
 
 
 def _rolls(shifts: int, like: torch.Tensor) -> torch.Tensor:
@@ -127,26 +147,32 @@ def _rolls(shifts: int, like: torch.Tensor) -> torch.Tensor:
     return sum(((turn - way * shift) % size == 0).to(like.dtype) for way in (1, -1))
 
 
-def _operators(drawn: torch.Tensor, tables: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _operators(drawn: torch.Tensor, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
     """L (..., K, h, h) and R (..., K, w, w): the gradient at e is the sum over k of <e, L e R> L e R; K is two a level.
 
     The shifts, from drawn (..., LEVELS), are numbers on the device, so nothing here waits for them.
     """
-    left, right = [], []
-    for level, (rows, columns) in enumerate(tables):
-        shift = (drawn[..., level] * len(rows)).long()
-        left.append(rows[shift])
-        right.append(columns[shift])
-    return torch.cat(left, -3), torch.cat(right, -3)
+    left, right, counts, first = tables
+    shift = (drawn[..., : len(counts)] * counts).long() + first
+    return left[shift].flatten(-4, -3), right[shift].flatten(-4, -3)
 
 
-def _roll_gradient(noise: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    e = noise.unsqueeze(2)
-    moved = left @ e @ right
-    return ((moved * e).sum((3, 4), keepdim=True) * moved).sum(2)
+def _spread(left: torch.Tensor, right: torch.Tensor, planes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operators (ROLLS, K, ...) laid out for one batched product each over all planes, so that an image's bits are the
+    same in any batch: (ROLLS, planes, K h, h) and (ROLLS, planes K, w, w)."""
+    left = left.flatten(1, 2).unsqueeze(1).expand(-1, planes, -1, -1)
+    return left, right.unsqueeze(1).expand(-1, planes, -1, -1, -1).flatten(1, 2)
 
 
-def _stepped(noise: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
-    """noise - rate gradient where that is finite and no longer than the noise; the other images as they are."""
-    length, limit = (torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) for x in (gradient, noise))
-    return torch.where(rate * length <= limit, noise.sub(gradient, alpha=rate), noise)
+def _roll_step(planes: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Planes (n, h, w) less their gradient, by left (n, K h, h) and right (n K, w, w)."""
+    n, h, w = planes.shape
+    moved = torch.bmm(torch.bmm(left, planes).view(-1, h, w), right).view(n, -1, h * w)
+    rows = planes.view(n, 1, h * w)
+    return torch.baddbmm(rows, torch.bmm(rows, moved.mT), moved, alpha=-1).view(n, h, w)
+
+
+def _moved(noise: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """`new` where it is finite and no farther from the noise than the noise is long; the other images as they are."""
+    apart, limit = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in (new - noise, noise))
+    return torch.where((apart <= limit).view(-1, 1, 1, 1), new, noise)

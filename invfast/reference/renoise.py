@@ -64,15 +64,16 @@ def regularise(
 ) -> torch.Tensor:
     for each in uniform:
         if lambda_kl:
-            e = stepped(e, lambda_kl * gradient(lambda v: patch_divergence(v, wanted, floor), e).clip(-100, 100))
+            e = moved(e, e - lambda_kl * gradient(lambda v: patch_divergence(v, wanted, floor), e).clip(-100, 100))
+        new = e
         for shifts in each:
-            if lambda_ac:
-                e = stepped(e, lambda_ac / len(each) * gradient(lambda v, s=shifts: autocorrelation(v, s), e))
+            new = new - lambda_ac / len(each) * gradient(lambda v, s=shifts: autocorrelation(v, s), new)
+        e = moved(e, new)
     return e
 
 
-def stepped(e: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    return e - step if step.isfinite().all() and step.norm() <= e.norm() else e
+def moved(e: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return new if new.isfinite().all() and (new - e).norm() <= e.norm() else e
 
 
 def gradient(function, e: torch.Tensor) -> torch.Tensor:
