@@ -21,15 +21,12 @@ from invfast.schedule import Step
 
 
 @dataclass(frozen=True)
-class Direct(Method):
-    """What its inner method costs, and N evaluations on the way back. The path is kept, (B, N, C, h, w).
-
-    A reconstruction returns to x_0 itself whatever the guidance, so it says nothing of the method. Rows of the latents
-    beyond the images of the path are edits.
+class AtGuidance(Method):
+    """What goes around a method that inverts at guidance 1, for a way back at another.
 
     Args:
         guidance_scale: of the way back, above 1.
-        method: finds the path; one that is sampled by DDIM.
+        method: the one that inverts; one that is sampled by DDIM.
 
     Raises:
         ValueError: guidance of at most 1, or a method that brings a sampler or a guidance of its own.
@@ -41,6 +38,15 @@ class Direct(Method):
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+@dataclass(frozen=True)
+class Direct(AtGuidance):
+    """What its inner method costs, and N evaluations on the way back. The path is kept, (B, N, C, h, w).
+
+    A reconstruction returns to x_0 itself whatever the guidance, so it says nothing of the method. Rows of the latents
+    beyond the images of the path are edits. Settings and errors are those of `AtGuidance`.
+    """
 
     def inverter(self, problem: Problem, start: int = 0) -> Recorded:
         return Recorded(self, problem, start)

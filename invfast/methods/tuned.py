@@ -21,7 +21,7 @@ import torch
 from invfast import rows
 from invfast.methods.base import Conditioned, Method, Predict, Problem, State, Stepper
 from invfast.methods.ddim import DDIM
-from invfast.methods.direct import Recorded, check_settings, number, numbers, one_by_one, phases_of
+from invfast.methods.direct import AtGuidance, Recorded, check_settings, number, numbers, one_by_one, phases_of
 from invfast.schedule import Step
 
 CONDITIONAL, UNCONDITIONAL = 0, 1
@@ -86,23 +86,11 @@ class PromptTuning(NullText):
 
 
 @dataclass(frozen=True)
-class NegativePrompt(Method):
+class NegativePrompt(AtGuidance):
     """What its inner method costs. With the source's own prompt every guidance reconstructs as 1 does.
 
-    Args:
-        guidance_scale: of the way back, above 1.
-        method: finds the noise; one that is sampled by DDIM.
-
-    Raises:
-        ValueError: guidance of at most 1, or a method that brings a sampler or a guidance of its own.
-        TypeError: `method` is no Method.
+    Settings and errors are those of `AtGuidance`.
     """
-
-    guidance_scale: float = 7.5
-    method: Method = field(default_factory=DDIM)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def inverter(self, problem: Problem, start: int = 0) -> Noted:
         return Noted(self.method.inverter(problem, start), problem.embeds[CONDITIONAL])

@@ -85,3 +85,22 @@ class Runtime(Protocol):
 
         `example_inputs` are what it will be called with: "x", "t" and every static input, full batch, right dtypes.
         """
+
+
+class Exporting:
+    """What the runtimes share that make something of their own of a network, and read its weights as they are."""
+
+    dynamic_batch = True
+    exports = True
+    capturable = False
+    precomputes = False
+    batched_time = False
+
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        return torch.preserve_format
+
+    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
+        return None
+
+    def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from invfast.runtimes import onnx
-from invfast.runtimes.base import Network, Spec
+from invfast.runtimes.base import Exporting, Network, Spec
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.streams import beside
 
@@ -26,14 +26,8 @@ DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 
 
-class ONNXRuntime:
+class ONNXRuntime(Exporting):
     """A network run by ONNX Runtime: on the CPU by its own provider, on a GPU by the one named here."""
-
-    dynamic_batch = True
-    exports = True
-    capturable = False
-    precomputes = False
-    batched_time = False
 
     def __init__(self, name: str, on_gpu: str) -> None:
         self.name, self.on_gpu = name, on_gpu
@@ -61,15 +55,6 @@ class ONNXRuntime:
         if provider not in _providers():
             return f"onnxruntime has no {provider}, only {', '.join(_providers())}; {_installed()}"
         return None
-
-    def memory_format(self, device: torch.device) -> torch.memory_format:
-        return torch.preserve_format
-
-    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
-        return None
-
-    def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return dtype
 
     def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
         path = onnx.exported(module, example_inputs, spec)

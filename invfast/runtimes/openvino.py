@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from invfast.runtimes import convert
-from invfast.runtimes.base import Network, Spec
+from invfast.runtimes.base import Exporting, Network, Spec
 from invfast.runtimes.cache import Cache, content
 from invfast.runtimes.split import split
 
@@ -27,14 +27,8 @@ ROWS = 1024
 """Latent pixels a call is worth; smaller images are grouped up to it. One 256 px image is one group of its own."""
 
 
-class OpenVINO:
+class OpenVINO(Exporting):
     """A network compiled by OpenVINO for one of its devices, fed from and answering in float32."""
-
-    dynamic_batch = True
-    exports = True
-    capturable = False
-    precomputes = False
-    batched_time = False
 
     def __init__(self, name: str, device: str) -> None:
         self.name, self.device = name, device
@@ -61,12 +55,6 @@ class OpenVINO:
             return (
                 f"this {self.device} has no arithmetic in {str(dtype).removeprefix('torch.')}; use dtype=torch.float32"
             )
-        return None
-
-    def memory_format(self, device: torch.device) -> torch.memory_format:
-        return torch.preserve_format
-
-    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         return None
 
     def input_dtype(self, dtype: torch.dtype) -> torch.dtype:

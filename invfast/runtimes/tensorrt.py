@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from invfast.runtimes import engine_build, onnx
-from invfast.runtimes.base import Network, Spec
+from invfast.runtimes.base import Exporting, Network, Spec
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.engine import Engine
 
@@ -33,7 +33,7 @@ _engines: WeakValueDictionary[tuple[Path, torch.device], Engine] = WeakValueDict
 """Those some prepared network holds; a network for another batch of the same entry uses the same."""
 
 
-class TensorRT:
+class TensorRT(Exporting):
     """A network as an engine of one of the two packages.
 
     Args:
@@ -42,11 +42,8 @@ class TensorRT:
             is only built.
     """
 
-    dynamic_batch = True
-    exports = True
     capturable = True
     precomputes = True
-    batched_time = False
 
     def __init__(self, package: str, target: int | None = None) -> None:
         self.package, self.target = package, target
@@ -79,15 +76,6 @@ class TensorRT:
         if dtype == torch.bfloat16 and capability < 80:
             return f"SM{capability} has no bfloat16 arithmetic; use dtype=torch.float16"
         return None
-
-    def memory_format(self, device: torch.device) -> torch.memory_format:
-        return torch.preserve_format
-
-    def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
-        return None
-
-    def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return dtype
 
     def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
         shape = profile(example_inputs)
