@@ -23,7 +23,7 @@ SITTINGS = Path(__file__).with_name("sittings")
 # Steps times batch is what an evening of one or two cores can do.
 VAE = Recipe(steps=6800, batch=16, rate=8e-4)
 POOL = 40_960
-UNET = Recipe(steps=6000, batch=64, rate=6e-4, decay=0.9995)
+UNET = Recipe(steps=4200, batch=64, rate=6e-4, decay=0.9995)
 PIXEL = Recipe(steps=4000, batch=32, rate=5e-4, decay=0.9995)
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
