@@ -8,6 +8,7 @@ flag read one piece late so that the device never waits.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ HELD = 2
 """How many runs' graphs are kept for the next call; each holds its network, its buffers and a memory pool."""
 
 _held: OrderedDict[Hashable, Captured] = OrderedDict()
+_lock = threading.Lock()
 
 Record = Callable[[Callable[[], object], Callable[[], object]], Graph]
 """(warm_up, body) -> a graph of `body`; recording it leaves all buffers as they are."""
@@ -69,23 +71,37 @@ def held(key: Hashable, predict: Predict, make: Callable[[], Captured]) -> Captu
         key: all that shapes a run's graphs but the values of its condition and state.
         predict: this run's predictor.
         make: makes them anew.
+
+    A run inside another's callback, or in another thread, gets its own: nobody writes into buffers that are in use.
     """
-    if key in _held:
-        _held.move_to_end(key)
-        return _held[key].again(predict)
-    while len(_held) >= HELD:  # before new ones are made, so that there are never more at once
-        _held.popitem(last=False)
-    with torch.inference_mode():  # the condition's own tensors may be the caller's, who would see the next one's
-        predict.static = {
-            name: value.clone(memory_format=torch.contiguous_format) for name, value in predict.static.items()
-        }
-    _held[key] = make()
-    return _held[key]
+    with _lock:
+        found = _held.get(key)
+        if found is not None and found.busy:
+            return make()
+        if found is not None:
+            _held.move_to_end(key)
+            found.busy = True
+            return found.again(predict)
+        while len(_held) >= HELD:  # before new ones are made, so that there are never more at once
+            _held.popitem(last=False)
+        with torch.inference_mode():  # the condition's own tensors may be the caller's, who would see the next one's
+            predict.static = {
+                name: value.clone(memory_format=torch.contiguous_format) for name, value in predict.static.items()
+            }
+        made = _held[key] = make()
+        made.busy = True
+        return made
 
 
 def release() -> None:
     """Forgets every graph that is kept, and with it its memory."""
-    _held.clear()
+    with _lock:
+        _held.clear()
+
+
+def same_work(stepper: Stepper) -> tuple[range, ...]:
+    """Ranges of steps that launch the same work."""
+    return getattr(stepper, "phases", (stepper.steps,))
 
 
 class Captured:
@@ -111,7 +127,7 @@ class Captured:
         late: bool | None = None,
     ) -> None:
         self.stepper, self.predict, self.record = stepper, predict, record
-        self.phases = getattr(stepper, "phases", (stepper.steps,))
+        self.phases = same_work(stepper)
         self.iterations = getattr(stepper, "iterations", None)
         self.times = schedule.t.to(device)
         self.numbers = torch.arange(schedule.num_steps, device=device)
@@ -122,6 +138,8 @@ class Captured:
         self.sums: torch.Tensor | None = None
         self.spent: torch.Tensor | None = None
         self.late = torch.device(device).type == "cuda" if late is None else late
+        self.busy = False
+        """Whether a run is under way that `close` has not ended."""
 
     def __call__(self, step: Step, state: State) -> tuple[State, torch.Tensor | None]:
         """The state after a step, in buffers that the next call overwrites, and its sums."""
@@ -143,6 +161,7 @@ class Captured:
         if self.spent is not None:
             self._count(0, self.spent.tolist())
             self.spent.zero_()
+        self.busy = False
 
     @torch.inference_mode()
     def again(self, predict: Predict) -> Captured:

@@ -33,7 +33,8 @@ class Stats:
     """How a pass over the grid went.
 
     Args:
-        evaluations: network evaluations of each image; under guidance one evaluation runs two samples.
+        evaluations: network evaluations of each image; under guidance one evaluation runs two samples (EDICT a pair
+            of latents, each); null-text and prompt tuning count the branch they tune, of one sample.
         samples: samples the network ran over the whole batch, those of images that were already done included.
         seconds: wall time of the pass, encoding and decoding left out.
         residual: (steps, B) relative residual |f(y) - y| / |f(y)| with which each step of each image ended, float64 on
@@ -222,7 +223,7 @@ def _assemble(
                 **stats,
                 "evaluations": tuple(stats["evaluations"]),
                 "precomputed": tuple(stats.get("precomputed", ())),
-                "dtype": getattr(torch, stats["dtype"]),
+                "dtype": _dtype(stats["dtype"]),
                 "residual": tensors.get("residual"),
             }
         ),
@@ -231,6 +232,13 @@ def _assemble(
     )
     _check_shapes(inversion)
     return inversion
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"its stats name {name!r}, which is no dtype of torch")
+    return found
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

@@ -158,6 +158,8 @@ def _captured(
 ) -> capture.Captured | None:
     """Steps as CUDA graphs where they can be and were not declined; those of an earlier call where nothing differs."""
     why = model.uncapturable
+    if why is None and all(len(phase) < 2 for phase in capture.same_work(stepper)):
+        why = f"{type(method).__name__} has no two steps on this grid that launch the same work"
     if cuda_graph and why:
         raise ValueError(f"cuda_graph=True is unavailable: {why}; pass None or False")
     if why or cuda_graph is False:
@@ -171,7 +173,7 @@ def _captured(
     shapes = tuple((n, tuple(x.shape), x.dtype) for n, x in (*state.items(), *predict.static.items()))
     steps = stepper.steps  # ranges of one step are equal whichever way they go
     key = (
-        *(model.identity, model.runtime.name, model.dtype, model.device, model.precomputed, shapes),
+        *(model.identity, model.addresses, model.runtime.name, model.dtype, model.device, model.precomputed, shapes),
         *(problem.schedule.digest, problem.guidance_scale, problem.dtype, problem.kernels.name),
         *(type(stepper), repr(method), steps.start, steps.stop, steps.step),
     )

@@ -1,5 +1,6 @@
 """The accuracy benchmark: what it measures, that it goes on after a cut, and that its report follows from its rows."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from PIL import Image
 from benchmarks import paper
 from benchmarks.accuracy import front, measure, pictures, report, run, sections, store
 from benchmarks.accuracy.cases import Case, cases
-from invfast.methods import DDIM, METHODS, OBELM, Auto, EasyInv, FixedPoint, NullText
+from invfast import demo
+from invfast.methods import DDIM, METHODS, OBELM, Auto, EasyInv, FixedPoint, ForwardStart, NoiseMaps, NullText, ReNoise
 
 
 class Bench:
@@ -243,3 +245,35 @@ def test_captions_of_the_papers_images(tmp_path, peach):
         paper.pictures(tmp_path, captions, 32)
     with pytest.raises(ValueError, match="no PNG, JPEG or WebP"):
         paper.pictures(tmp_path / "none", None, 32)
+
+
+def test_noise_to_be_found_is_no_methods_own(pipe):
+    one = case(group="generated", steps=2, images="drawn 1")
+    noise, _ = measure.drawn(pipe, one, measure.encode(pipe, pictures.load("drawn 1")))
+    given = [ForwardStart().seed, NoiseMaps().seed, ReNoise().seed]
+    for seed in (seed + j for seed in given for j in range(64)):
+        own = torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(seed))
+        assert not torch.equal(noise[0], own)
+
+
+def test_early_weights_lie_in_a_folder_without_a_pipeline(pipe, tmp_path, monkeypatch):
+    bench = run.Bench(tmp_path)
+    monkeypatch.setattr(run.demo, "ROOT", tmp_path)
+    (tmp_path / "emoji64").symlink_to(Path(demo.__file__).parent / "emoji64")
+    assert bench._weights("emoji64-early") == "none"
+    with torch.no_grad():
+        early = copy.deepcopy(pipe.unet)
+        early.conv_out.weight.mul_(2)
+    early.half().save_pretrained(tmp_path / "emoji64-early" / "unet")
+    pipe.text_encoder.save_pretrained(tmp_path / "emoji64-early" / "text_encoder")
+    found = run.Bench(tmp_path).early
+    assert found.unet.dtype == torch.float32
+    assert torch.equal(found.unet.conv_out.weight, early.conv_out.weight.float())
+    assert torch.equal(found.vae.decoder.conv_in.weight, pipe.vae.decoder.conv_in.weight)
+
+
+def test_an_exact_round_trip_is_no_nan(pipe, monkeypatch):
+    given = measure.encode(pipe, pictures.load("bundled 1"))
+    given.quality["vae_psnr"] = torch.tensor([torch.inf])
+    monkeypatch.setattr(measure.metrics, "psnr", lambda a, b: torch.full((len(a),), torch.inf))
+    assert measure.measure(pipe, case(images="bundled 1", steps=2), given)["figures"]["all"]["below_vae"] == 0

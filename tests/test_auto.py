@@ -25,3 +25,11 @@ def test_a_budget_is_kept_by_every_image(budget, steps, x0):
 def test_budgets_that_cannot_be(budget):
     with pytest.raises(ValueError, match="Auto budget must be a finite number of evaluations a step, at least 1"):
         Auto(budget=budget)
+
+
+def test_a_budget_is_charged_for_what_was_asked():
+    grid, predict = schedule(12), predictor(3, torch.float64)
+    x0 = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stepper = Auto(budget=2, iterations=2).inverter(Problem(grid, dtype=torch.float64))
+    integrate(stepper, {"latents": x0}, predict, grid, Hooks())
+    assert predict.evaluations == [24, 24, 24]  # no step settles, each may ask twice, and the budget is for all of it

@@ -127,7 +127,7 @@ def test_offloaded_pipelines_keep_their_modules(peach):
     assert distance(inv.latents, wanted.latents) < 1e-4
     assert hasattr(pipe.unet, "_hf_hook")
     assert reconstruct(pipe, inv).images[0].size == (64, 64)
-    with pytest.raises(ValueError, match="is offloaded, patched or compiled and stays"):
+    with pytest.raises(ValueError, match="is offloaded, hooked, patched or compiled and stays"):
         invert(pipe, peach, **QUICK, dtype="bfloat16")
 
 
@@ -267,3 +267,21 @@ def test_pipeline_is_untouched_when_latents_blow_up(peach):
     with pytest.raises(FloatingPointError, match=r"step 1 of 4 \(t=1\) in image 1 of 1, dtype float32"):
         invert(pipe, peach, **QUICK)
     assert fingerprint(pipe) == before
+
+
+@pytest.mark.parametrize(
+    "part", ["mid_block", "time_embedding", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"]
+)
+def test_a_callers_hook_sees_every_evaluation(peach, part):
+    pipe, seen = stable_diffusion(), []
+
+    class Recorder:
+        def __call__(self, module, args, out):
+            seen.append(out)
+
+    handle = pipe.unet.get_submodule(part).register_forward_hook(Recorder())
+    assert is_managed(pipe.unet)
+    invert(pipe, peach, **QUICK)
+    assert len(seen) == QUICK["num_inference_steps"]
+    handle.remove()
+    assert not is_managed(pipe.unet)

@@ -226,3 +226,46 @@ def test_embeddings_of_the_caller_stay_the_callers(graphs):
     found = invert(pipe, x, None, prompt_embeds=other, **settings)
     assert torch.equal(mine, before)
     assert torch.equal(found.latents, invert(pipe, x, None, prompt_embeds=other, cuda_graph=False, **settings).latents)
+
+
+def test_weights_that_moved_make_a_new_one(graphs):
+    pipe, x, settings = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5, {"num_inference_steps": 4}
+    invert(pipe, x, runtime="eager", **settings)
+    pipe.unet.to(torch.float64).to(torch.float32)  # the same values, elsewhere
+    before = len(graphs)
+    invert(pipe, x, runtime="eager", **settings)
+    assert len(graphs) > before
+
+
+def test_another_pipeline_of_equal_weights_has_its_own(graphs):
+    (first, second), x = (tiny.stable_diffusion() for _ in range(2)), torch.zeros(1, 4, 8, 8) + 0.5
+    invert(first, x, num_inference_steps=4, runtime="eager")
+    with torch.no_grad():
+        first.unet.conv_out.weight.mul_(2)
+    found, plain = (
+        invert(second, x, num_inference_steps=4, runtime="eager", cuda_graph=each) for each in (None, False)
+    )
+    assert torch.equal(found.latents, plain.latents)
+
+
+def test_a_run_within_anothers_callback_leaves_it_alone(graphs):
+    pipe, settings = tiny.stable_diffusion(), {"num_inference_steps": 4, "runtime": "eager"}
+    x, y = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    wanted = {name: invert(pipe, z, cuda_graph=False, **settings).latents for name, z in (("x", x), ("y", y))}
+    inner = []
+
+    def callback(pipe, step, t, tensors):
+        inner.append(invert(pipe, y, "cat", **settings).latents)
+
+    assert torch.equal(invert(pipe, x, callback_on_step_end=callback, **settings).latents, wanted["x"])
+    assert len(inner) == 4
+    assert torch.equal(invert(pipe, y, **settings).latents, wanted["y"])
+
+
+def test_what_cannot_be_captured_says_so(graphs):
+    pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
+    one = {"num_inference_steps": 1, "runtime": "eager"}
+    assert not invert(pipe, x, **one).stats.cuda_graph
+    with pytest.raises(ValueError, match="DDIM has no two steps on this grid that launch the same work"):
+        invert(pipe, x, cuda_graph=True, **one)
+    assert not graphs

@@ -10,14 +10,15 @@ import sys
 import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from invfast import Inversion, demo, invert, reconstruct
-from invfast.inversion import _digest
-from invfast.methods import METHODS, FixedPoint, ForwardStart
+from invfast.inversion import _digest, _dtype
+from invfast.methods import METHODS, Auto, FixedPoint, ForwardStart, to_dict
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,15 @@ for _ in range(50):
     print(pid, flush=True)
     os.waitpid(pid, 0)
 """
+
+
+def test_settings_of_numpy_are_saved_as_pythons(tmp_path):
+    plain = to_dict(ForwardStart(np.int64(2), FixedPoint(np.int32(3), tolerance=np.float32(0.5))))
+    assert json.loads(json.dumps(plain)) == to_dict(ForwardStart(2, FixedPoint(3, tolerance=0.5)))
+    assert json.dumps(to_dict(Auto(budget=np.float32(1.5))))
+
+
+@pytest.mark.parametrize("name", ["load", "foo", "Tensor"])
+def test_a_dtype_that_is_none(name):
+    with pytest.raises(ValueError, match=f"its stats name '{name}', which is no dtype of torch"):
+        _dtype(name)

@@ -9,7 +9,20 @@ from diffusers import DDIMScheduler
 from toy import distance, grid, network, noise_for, predictor, rewritten, run, sample
 
 from invfast import Schedule, methods
-from invfast.methods import BDIA, DDIM, EDICT, GNRI, OBELM, Auto, EasyInv, FixedPoint, ForwardStart, NoiseMaps, ReNoise
+from invfast.methods import (
+    BDIA,
+    DDIM,
+    EDICT,
+    GNRI,
+    METHODS,
+    OBELM,
+    Auto,
+    EasyInv,
+    FixedPoint,
+    ForwardStart,
+    NoiseMaps,
+    ReNoise,
+)
 from invfast.methods.whiten import draws
 from invfast.reference import ddim, easyinv, fixed_point, forward_start, noise_maps, renoise, reversible
 
@@ -295,6 +308,13 @@ def test_velocity_model_at_zero_terminal_snr(x0):
 def test_refusals(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("method", [Auto(budget=1.2), *METHODS.values()], ids=lambda m: type(m).__name__)
+def test_a_forward_start_may_jump_all_the_way(method, x0):
+    if isinstance(method, ForwardStart | NoiseMaps) or method.guidance_scale:
+        pytest.skip("needs the latents of every node")
+    assert run(ForwardStart(12, method), schedule(), x0).state["latents"].std() > 0.5
 
 
 def test_forward_start_refuses_grids_it_does_not_fit(x0):

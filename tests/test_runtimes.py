@@ -230,6 +230,25 @@ def test_prepare_then_invert(peach, caplog):
     assert len(kept) == 1
 
 
+def test_a_network_that_shares_weights_is_theirs_alone():
+    class Sharing:
+        name, exports, shares = "sharing", True, True
+
+        def prepare(self, module, example_inputs, spec):
+            return module
+
+    def prepared(runtime, **changes):
+        spec = Spec(torch.device("cpu"), torch.float32, lambda: "same", **changes)
+        return runtimes.prepared(runtime, lambda: torch.nn.Linear(1, 1), {"x": torch.zeros(1, 1)}, spec)
+
+    runtimes.release()
+    first = prepared(Sharing(), addresses=lambda: (1,))
+    assert prepared(Sharing(), addresses=lambda: (1,)) is first
+    assert prepared(Sharing(), addresses=lambda: (2,)) is not first
+    assert prepared(Sharing(), addresses=lambda: (1,), precomputed=("prompt",)) is not first
+    runtimes.release()
+
+
 class Forbidden(TorchDispatchMode):
     """Counts what makes a device wait for the host, from the first evaluation on."""
 

@@ -63,8 +63,8 @@ def latent_pool(vae: AutoencoderKL, scaling: float, data: Data, tokenizer, count
         captions += words
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
     return {
-        "mean": torch.cat(means),
-        "std": torch.cat(stds),
+        "mean": torch.cat(means).contiguous(),
+        "std": torch.cat(stds).contiguous(),
         "tokens": tokens[:-1].clone(),
         "empty": tokens[-1].clone(),
     }

@@ -207,7 +207,11 @@ def early(quick: bool) -> list[Case]:
     """EasyInv's claim is about imprecise models and half precision: against DDIM on the early checkpoint."""
     images, few, n = ("bundled 2", "bundled 1", 5) if quick else ("full", "bundled 4", 50)
     found = [Case("early", name, NAMED[name], n, images, model="emoji64-early") for name in ("DDIM", "EasyInv")]
-    pairs = [Case("early", name, NAMED[name], n, few, dtype="float16") for name in ("DDIM", "EasyInv")]
+    pairs = [
+        Case("early", name, NAMED[name], n, few, dtype=dtype)
+        for dtype in ("float32", "float16")
+        for name in ("DDIM", "EasyInv")
+    ]
     if quick:
         return found
     return found + pairs + [replace(case, model="emoji64-early") for case in pairs]

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel
 
 from benchmarks.accuracy import pictures, store
 from benchmarks.accuracy.cases import SECONDS_AN_EVALUATION, Case
 from benchmarks.accuracy.measure import encode, measure
 from invfast import demo
 from invfast.digests import weights_digest
-from training.evaluation import load
 
 NO_EARLY = "no early checkpoint here"
 
@@ -38,9 +40,14 @@ class Bench:
 
     @functools.cached_property
     def early(self) -> Any | None:
-        """The early checkpoint; None where it is not there."""
+        """The bundled pipeline with the early UNet and text encoder; None where they are not there."""
         folder = demo.ROOT / "emoji64-early"
-        return load(folder) if folder.is_dir() else None
+        if not folder.is_dir():
+            return None
+        pipe = demo.load_pipeline()
+        pipe.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+        pipe.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
+        return pipe
 
     def model(self, name: str) -> Any | None:
         return self.pipe if name == "emoji64" else self.early

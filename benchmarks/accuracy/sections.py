@@ -238,8 +238,8 @@ def early(rows: Sequence[Row]) -> str:
     for row in [*float32, *found]:
         case = row["case"]
         model = "early" if case["model"] == "emoji64-early" else "bundled"
-        lines.append([model, case["dtype"], case["name"], *figures(row, columns)])
-    return table(["model", "dtype", "", *heads(columns)], sorted(lines, key=lambda line: line[:2]))
+        lines.append([model, case["images"], case["dtype"], case["name"], *figures(row, columns)])
+    return table(["model", "images", "dtype", "", *heads(columns)], sorted(lines, key=lambda line: line[:3]))
 
 
 SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -132,6 +133,11 @@ class Adapter(ABC):
         return network_digest(self.pipe.unet, self.weights)
 
     @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the network's weights lie: what reads them there is no use once they moved."""
+        return tuple(x.data_ptr() for x in chain(self.pipe.unet.parameters(), self.pipe.unet.buffers()))
+
+    @property
     def uncapturable(self) -> str | None:
         """Why steps cannot be captured as CUDA graphs; None where they can."""
         if self.device.type != "cuda":
@@ -161,7 +167,13 @@ class Adapter(ABC):
                 static[EMBEDS] = before.prompt(static[EMBEDS])
         t = times[-1].to(self.device)
         example = {"x": torch.cat([x] * branches).to(dtype), "t": table(t) if table else t, **static}
-        spec = runtimes.Spec(self.device, self.dtype, lambda: self.identity)
+        spec = runtimes.Spec(
+            self.device,
+            self.dtype,
+            identity=lambda: self.identity,
+            addresses=lambda: self.addresses,
+            precomputed=self.precomputed,
+        )
         if self.dtype == torch.int8:
             spec = replace(spec, calibration=calibration(self.pipe, example, self._described))
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
@@ -224,7 +236,7 @@ class Adapter(ABC):
 def _opaque(module: torch.nn.Module) -> str | None:
     """Why a network must run as it is: an export loses hooks, and what a processor of the caller's records."""
     if is_managed(module):
-        return f"{type(module).__name__} is offloaded, patched or compiled, and runs as it is"
+        return f"{type(module).__name__} is offloaded, hooked, patched or compiled, and runs as it is"
     for processor in getattr(module, "attn_processors", {}).values():
         if not type(processor).__module__.startswith(("diffusers.", "peft.")):
             return f"attention processor {type(processor).__name__} is the caller's own, and only Python can run it"

@@ -11,14 +11,18 @@ import torch
 def is_managed(module: torch.nn.Module) -> bool:
     """Whether something else moves, casts, patches or compiles the module or a part of it: then it is used as it is.
 
-    Offload and casting hooks (accelerate's, diffusers'), a replaced `forward`, torch.compile in any of its forms. A
-    clone would lose them, or call the caller's module behind our back.
+    Offload and casting hooks (accelerate's, diffusers'), forward hooks (which often record features), a replaced
+    `forward`, torch.compile in any of its forms. A clone would lose them, or call the caller's module behind our back.
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return True
     marks = ("_hf_hook", "_diffusers_hook", "forward")
     return any(
-        any(mark in vars(part) for mark in marks) or part._compiled_call_impl is not None for part in module.modules()
+        any(mark in vars(part) for mark in marks)
+        or part._compiled_call_impl is not None
+        or part._forward_hooks
+        or part._forward_pre_hooks
+        for part in module.modules()
     )
 
 
@@ -39,8 +43,8 @@ def private(module: torch.nn.Module, dtype: torch.dtype, memory_format: torch.me
     if is_managed(module):
         if own != dtype:
             raise ValueError(
-                f"{type(module).__name__} is offloaded, patched or compiled and stays {own}; pass dtype={own} or None, "
-                "or remove its hooks first"
+                f"{type(module).__name__} is offloaded, hooked, patched or compiled and stays {own}; pass dtype={own} "
+                "or None, or remove its hooks first"
             )
         return module
     shared = {id(p): p for p in chain(module.parameters(), module.buffers())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 from invfast.methods.auto import Auto
@@ -68,8 +69,15 @@ CLASSES = {
 def to_dict(method: Method) -> dict[str, Any]:
     """A method as plain values: its class name and its settings, methods inside them likewise."""
     settings = {f.name: getattr(method, f.name) for f in fields(method)}
-    plain = {name: to_dict(value) if isinstance(value, Method) else value for name, value in settings.items()}
+    plain = {name: to_dict(value) if isinstance(value, Method) else _plain(value) for name, value in settings.items()}
     return {"class": type(method).__name__, **plain}
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers as Python's, which JSON can hold."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
 
 
 def from_dict(values: Mapping[str, Any]) -> Method:

@@ -63,7 +63,7 @@ class Auto(Method):
         """The fixed-point iteration that target or budget ask for on a grid of so many steps."""
         extra, tolerance = self.extra(steps), 10 ** (-(self.target - MARGIN) / 20)
         if extra is not None:
-            tolerance = min(0.5, SPENT / (max(1, extra) * steps))
+            tolerance = min(0.5, SPENT / (max(1, extra) * max(1, steps)))
         return FixedPoint(self.iterations, "anderson", "linear", tolerance)
 
     def inverter(self, problem: Problem, start: int = 0) -> Implicit:
@@ -100,4 +100,6 @@ class Adaptive(Implicit):
 
     def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
         new, sums = super().finish(step, state, work)
-        return ({**new, "left": work["left"]} if "left" in work else new), sums
+        if "left" in work:  # an image that the iterations ran out on was charged for one more
+            new["left"] = work["left"] + work["open"].long()
+        return new, sums

@@ -57,7 +57,7 @@ def invert(
                 y = f
                 break
             last = k + 1 < iterations and left <= (0 if noises else reserve)
-            left -= 0 if last else 1
+            left -= 0 if last or k + 1 == iterations else 1
             if mixing == "plain" or len(values) == 1:
                 y = f
             elif mixing == "averaged":

@@ -30,12 +30,16 @@ class Spec:
         dtype: what the network computes in.
         identity: the network's digest (`digests.network_digest`), computed when it is asked for.
         calibration: for dtype int8.
+        addresses: where the network's weights lie, computed when they are asked for.
+        precomputed: parts of the network that were cut out of it.
     """
 
     device: torch.device
     dtype: torch.dtype
     identity: Callable[[], str]
     calibration: Calibration | None = None
+    addresses: Callable[[], tuple[int, ...]] = tuple
+    precomputed: tuple[str, ...] = ()
 
 
 class Network(Protocol):
@@ -55,6 +59,9 @@ class Runtime(Protocol):
     """Whether a prepared network takes any batch size, so that images that are done can be left out."""
     exports: bool
     """Whether it turns the network into something of its own: slow once, kept for later calls, blind to hooks."""
+
+    shares: bool
+    """Whether what it exports reads the given weights where they lie, in place of a copy."""
 
     capturable: bool
     """Whether its networks run on torch's current stream and may be recorded in a CUDA graph."""
@@ -92,6 +99,7 @@ class Exporting:
 
     dynamic_batch = True
     exports = True
+    shares = False
     capturable = False
     precomputes = False
     batched_time = False

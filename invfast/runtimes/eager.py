@@ -12,6 +12,7 @@ from invfast.runtimes.base import Network, Spec
 class Torch:
     """What eager and compiled torch share: any device and dtype, weights and inputs in the dtype of the computation."""
 
+    shares = True
     capturable = True
     precomputes = True
     batched_time = False

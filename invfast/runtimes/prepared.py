@@ -24,7 +24,8 @@ def prepared(
         return runtime.prepare(make(), example_inputs, spec)
     shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in example_inputs.items())
     calibration = spec.calibration and repr(spec.calibration.says)
-    key = (runtime.name, spec.identity(), spec.device, spec.dtype, calibration, shapes)
+    network = spec.identity(), spec.precomputed, spec.addresses() if runtime.shares else ()
+    key = (runtime.name, *network, spec.device, spec.dtype, calibration, shapes)
     if key not in _networks:
         while len(_networks) >= KEPT:  # before the new one is made, so that there are never more at once
             _networks.popitem(last=False)
