@@ -66,7 +66,7 @@ def regularise(
         if lambda_kl:
             e = moved(e, e - lambda_kl * gradient(lambda v: patch_divergence(v, wanted, floor), e).clip(-100, 100))
         new = e
-        for shifts in each:
+        for shifts in each if lambda_ac else ():
             new = new - lambda_ac / len(each) * gradient(lambda v, s=shifts: autocorrelation(v, s), new)
         e = moved(e, new)
     return e
