@@ -42,7 +42,7 @@ def one_by_one(function, **settings):
 
 def jumped(steps, inner):
     def batched(model, x, nodes, prediction_type="epsilon"):
-        noise = noise_for(x.shape, 0).to(x.dtype)
+        noise = noise_for(x.shape, ForwardStart().seed).to(x.dtype)
         return forward_start.invert(model, x, nodes, prediction_type, steps=steps, noise=noise, inner=inner)
 
     return batched

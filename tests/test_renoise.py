@@ -138,7 +138,7 @@ def test_without_regularisation_a_window_of_one_is_the_plain_fixed_point(x0):
 def test_composes_with_the_forward_start(x0):
     nodes, method = schedule(), ForwardStart(3, ReNoise(2, **MILD))
     noise = noise_for(x0.shape, 7865).double()
-    x = nodes.alpha[3] * x0 + nodes.sigma[3] * noise_for(x0.shape, 0).double()
+    x = nodes.alpha[3] * x0 + nodes.sigma[3] * noise_for(x0.shape, method.seed).double()
     out = []
     for row, n in zip(x.split(1), noise.split(1), strict=True):
         uniform, origin = draws(12, 4)[3:], float(nodes.alpha[3] ** 2)

@@ -73,6 +73,22 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert np.mean([row["loss"] for row in rows[-20:]]) < 0.8 * np.mean([row["loss"] for row in rows[:20]])
 
 
+def test_autocast_moves_the_gradient_little():
+    torch.manual_seed(0)
+    denoiser = models.Denoiser(20)
+    tokens = torch.randint(3, 20, (8, models.TOKENS))
+    pool = {"mean": torch.randn(8, 4, 16, 16).half(), "std": torch.full((8, 4, 16, 16), 0.1).half()}
+    pool |= {"tokens": tokens, "empty": torch.zeros(models.TOKENS, dtype=torch.long)}
+    gradients = []
+    for bfloat16 in (False, True):
+        loss, _ = objectives.denoising(denoiser, pool, models.scheduler().alphas_cumprod, RECIPE, bfloat16)(0)
+        denoiser.zero_grad()
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None]))
+    exact, rounded = gradients
+    assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()
+
+
 def test_a_folder_keeps_its_recipe(tmp_path):
     module = torch.nn.Linear(1, 1)
     loss = lambda step: (module(torch.ones(1)).square().sum(), {})  # noqa: E731

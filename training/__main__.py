@@ -23,7 +23,7 @@ SITTINGS = Path(__file__).with_name("sittings")
 # Steps times batch is what an evening of one or two cores can do.
 VAE = Recipe(steps=6800, batch=16, rate=8e-4)
 POOL = 40_960
-UNET = Recipe(steps=4200, batch=64, rate=6e-4, decay=0.9995)
+UNET = Recipe(steps=6000, batch=64, rate=6e-4, decay=0.9995)
 PIXEL = Recipe(steps=4000, batch=32, rate=5e-4, decay=0.9995)
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -49,7 +49,11 @@ def vae(runs: Runs = RUNS, threads: Threads = 1) -> None:
 
 
 @app.command()
-def unet(runs: Runs = RUNS, threads: Threads = 1) -> None:
+def unet(
+    runs: Runs = RUNS,
+    threads: Threads = 1,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Autocast: 1.4x faster where the CPU has it.")] = False,
+) -> None:
     """Train the UNet and the text encoder on the trained autoencoder's latents."""
     found = _start(runs, threads)
     folder = runs / "unet"
@@ -63,7 +67,7 @@ def unet(runs: Runs = RUNS, threads: Threads = 1) -> None:
         made = objectives.latent_pool(vae, vae.config.scaling_factor, found, tokenizer, POOL, UNET.seed)
         write_atomically(pool, save(made))
     denoiser = models.Denoiser(len(tokenizer))
-    loss = objectives.denoising(denoiser, load_file(pool), _alphas(), UNET)
+    loss = objectives.denoising(denoiser, load_file(pool), _alphas(), UNET, bfloat16)
     pipe = export_.pipeline(vae, tokenizer, denoiser)
     train(denoiser, loss, UNET, folder, sheet=sheets.prompts(pipe, folder), sitting=_sitting("unet"))
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from rich.progress import track
+from torch.overrides import TorchFunctionMode
 
 from training.batches import PHOTO_SHARE, draw, varied
 from training.data import Data
@@ -70,7 +71,13 @@ def latent_pool(vae: AutoencoderKL, scaling: float, data: Data, tokenizer, count
     }
 
 
-def denoising(denoiser: torch.nn.Module, pool: dict[str, torch.Tensor], alphas: torch.Tensor, recipe: Recipe) -> Loss:
+def denoising(
+    denoiser: torch.nn.Module,
+    pool: dict[str, torch.Tensor],
+    alphas: torch.Tensor,
+    recipe: Recipe,
+    bfloat16: bool = False,
+) -> Loss:
     """Mean squared error of the predicted noise, on latents drawn from a pool made beforehand.
 
     Args:
@@ -78,7 +85,12 @@ def denoising(denoiser: torch.nn.Module, pool: dict[str, torch.Tensor], alphas: 
         pool: "mean" and "std" (m, 4, 16, 16) of the scaled posteriors, "tokens" (m, 12), "empty" (12,).
         alphas: alphas_cumprod, (1000,).
         recipe: of the run.
+        bfloat16: run the network under autocast; its gradient is then 1.5 % off float32's.
     """
+
+    def network(x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), _AttentionInFloat32():
+            return denoiser(x, t, tokens).float()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng, generator = streams(recipe.seed, step)
@@ -87,9 +99,19 @@ def denoising(denoiser: torch.nn.Module, pool: dict[str, torch.Tensor], alphas: 
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         dropped = torch.from_numpy(rng.random(recipe.batch) < DROPOUT)
         tokens = torch.where(dropped[:, None], pool["empty"], pool["tokens"][chosen])
-        return noise_loss(lambda x, t: denoiser(x, t, tokens), latents, alphas, rng, generator)
+        return noise_loss(lambda x, t: network(x, t, tokens), latents, alphas, rng, generator)
 
     return loss_of
+
+
+class _AttentionInFloat32(TorchFunctionMode):
+    """Keeps attention out of autocast: torch's backward of it on CPUs takes three times as long in bfloat16."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*(x.float() for x in args), **(kwargs or {}))
 
 
 def pixels(unet: torch.nn.Module, data: Data, alphas: torch.Tensor, recipe: Recipe) -> Loss:

@@ -29,7 +29,7 @@ Guidance = Annotated[float, typer.Option(help="Guidance scale; inversion wants 1
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16, float16, float64, or int8 on openvino. (default: the model's)")
 ]
-Seed = Annotated[int, typer.Option(help="For methods that draw noise.")]
+Seed = Annotated[int, typer.Option(help="For methods that draw noise; not that of a generated image.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: cuda where there is one)")]
 Runtime = Annotated[str, typer.Option(help="Where the network runs: auto, eager, compile, openvino, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]

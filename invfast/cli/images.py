@@ -44,7 +44,7 @@ def invert(
     size: Size = None,
     batch: Annotated[int, typer.Option(min=1, help="Images run at once, as far as they share a size.")] = 1,
     dtype: Dtype = None,
-    seed: Seed = 0,
+    seed: Seed = 23530,
     device: Device = None,
     runtime: Runtime = "auto",
     as_json: Json = False,

@@ -25,6 +25,7 @@ class ForwardStart(Method):
         steps: K, how many inversion steps the jump stands for, at least 1. It lands on the source level of step K.
         method: the method for the remaining steps.
         seed: image j of a batch draws its noise from a generator of seed + j, unless `invert` is given generators.
+            Not 0, which images are generated with: an image's own noise, drawn again, would be no finding.
 
     Raises:
         ValueError: `steps` below 1, or (when run) above the number of steps of the grid.
@@ -33,7 +34,7 @@ class ForwardStart(Method):
 
     steps: int = 2
     method: Method = field(default_factory=DDIM)
-    seed: int = 0
+    seed: int = 23530
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, Integral) or self.steps < 1:
