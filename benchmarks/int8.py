@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from invfast.runtimes import RUNTIMES
 
 STEPS, ROUNDS, TIMED, EVERY = 50, 21, 4, 4
 CPU = torch.device("cpu")
-FILE = Path(__file__).with_name("results") / "int8.jsonl"
+FILE = rows.RESULTS / "int8.jsonl"
 METHODS_RUN: dict[str, Method] = {
     "DDIM": METHODS["ddim"],
     "warm start": METHODS["warm_start"],

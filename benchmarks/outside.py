@@ -3,7 +3,7 @@
 50 steps of the bundled pipeline on the eager runtime, one sample image. Per method the milliseconds a step inside and
 outside the network (updates, residuals, mixing, checks, progress), and the share of the latter. Where a method
 differentiates the network, its backward pass is the network's time too; where it changes the embeddings from step to
-step, so are their projections to keys and values.
+step, so are their projections to keys and values. Rows go to out/bench/outside.jsonl.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 
 import torch
 
+from benchmarks import report, rows
 from invfast import demo, invert, runtimes
 from invfast.adapters import base
 from invfast.methods import METHODS
@@ -58,12 +59,13 @@ def main() -> None:
     image, prompt = demo.load_images()["peach"]
     names = sys.argv[1:] or list(METHODS)
     invert(pipe, image, prompt, runtime="eager")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {STEPS} steps, eager float32, batch 1\n")
-    print("| method | ms a step | outside the network, ms | share |\n|---|---|---|---|")
+    found = []
     for name in names:
-        whole, network = share(pipe, image, prompt, name)
-        outside = whole - network
-        print(f"| {name} | {whole / STEPS * 1e3:.1f} | {outside / STEPS * 1e3:.2f} | {outside / whole:.1%} |")
+        whole, network = (seconds / STEPS for seconds in share(pipe, image, prompt, name))
+        figures = {"step": whole, "outside": whole - network}
+        found.append({"case": f"{STEPS} steps, eager float32", "runner": name, **figures, **rows.place()})
+    rows.append("outside", found)
+    print(report.outside_tables(found))
 
 
 if __name__ == "__main__":

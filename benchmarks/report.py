@@ -1,11 +1,10 @@
-"""Tables and a bar chart of the rows: python -m benchmarks.report; --write also puts them into README and docs.
+"""Tables and a bar chart of the newest rows: python -m benchmarks.report; --write also puts them into README and docs.
 
-Each suite has a file of rows and a page with a marked place for its tables.
+Each suite has a file of rows and a page with a marked place for its tables; --write commits the rows beside them.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -15,26 +14,15 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.rows import FOLDER
+from benchmarks import rows
 
 ROOT = Path(__file__).parents[1]
 
 
-def latest(path: Path) -> list[dict[str, Any]]:
-    """The newest row of each case and runner; one that was left out does not replace one that ran."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        key = row["case"], row["runner"]
-        if "left out" not in row.get("skipped", "") or key not in found:
-            found[key] = row
-    return list(found.values())
-
-
-def tables(rows: Iterable[dict[str, Any]]) -> str:
+def tables(found: Iterable[dict[str, Any]]) -> str:
     """One Markdown table a case: ms a step, times as fast as the baseline, error, share of the measured peak."""
     by_case: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in found:
         by_case.setdefault(row["case"], []).append(row)
     parts = []
     for case, group in by_case.items():
@@ -49,8 +37,8 @@ def tables(rows: Iterable[dict[str, Any]]) -> str:
             ms = f"{row['p50'] * 1e3:.0f} ({row['p20'] * 1e3:.0f} to {row['p80'] * 1e3:.0f})"
             speed = "" if math.isnan(row["speed"]) else f"{row['speed']:.2f} x"
             lines.append(f"| {row['runner']} | {ms} | {speed} | {row['error']:.0e} | {row['share_of_peak']:.0%} |")
-        parts.append("\n".join(lines))
-    return "\n".join(parts) + f"\n\n{_place(group[-1])}\n"
+        parts.append("\n".join(lines) + f"\n\n{_place(group[-1])}\n")
+    return "\n".join(parts)
 
 
 def _place(row: dict[str, Any]) -> str:
@@ -58,15 +46,15 @@ def _place(row: dict[str, Any]) -> str:
     return f"{row['machine']}; {versions}; commit {row['commit']}."
 
 
-def chart(rows: list[dict[str, Any]]) -> Image.Image:
+def chart(found: list[dict[str, Any]]) -> Image.Image:
     """Horizontal bars, ms a step, a group a case; each case has a scale of its own."""
-    rows = [row for row in rows if "p50" in row]
+    ran = [row for row in found if "p50" in row]
     font, step, left, width = ImageFont.load_default(13), 20, 250, 420
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    canvas = Image.new("RGB", (left + width + 110, (len(rows) + 2 * len(cases)) * step + 12), "white")
+    cases = list(dict.fromkeys(row["case"] for row in ran))
+    canvas = Image.new("RGB", (left + width + 110, (len(ran) + 2 * len(cases)) * step + 12), "white")
     draw, y = ImageDraw.Draw(canvas), 6
     for case in cases:
-        group = [row for row in rows if row["case"] == case]
+        group = [row for row in ran if row["case"] == case]
         longest = max(row["p50"] for row in group)
         draw.text((left, y), f"{case}: ms a step", "black", font)
         y += step
@@ -81,17 +69,40 @@ def chart(rows: list[dict[str, Any]]) -> Image.Image:
     return canvas
 
 
-def op_tables(rows: Iterable[dict[str, Any]]) -> str:
+def op_tables(found: Iterable[dict[str, Any]]) -> str:
     """One Markdown table of all ops: us, times as fast as the reference op, GB/s, share of a copy's and of a step."""
     lines = [
         "| op, shape | | us (p20 to p80) | speed | GB/s | of a copy | of a step |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in found:
         us = f"{row['p50'] * 1e6:.1f} ({row['p20'] * 1e6:.1f} to {row['p80'] * 1e6:.1f})"
         step = "" if math.isnan(row["share_of_step"]) else f"{row['share_of_step']:.4%}"
         figures = f"{row['speed']:.2f} x | {row['bytes'] / row['p50'] / 1e9:.1f} | {row['share_of_copy']:.0%} | {step}"
         lines.append(f"| {row['case']} | {row['runner']} | {us} | {figures} |")
+    return "\n".join(lines) + f"\n\n{_place(row)}\n"
+
+
+def start_tables(found: Iterable[dict[str, Any]]) -> str:
+    """One Markdown table of a process's start: seconds to its first step, and memory."""
+    lines = [
+        "| | | imported, s | loaded | first step done | one step | own memory, GiB | with mapped files | conversion |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        seconds = (f"{row[name]:.1f}" for name in ("imported", "loaded", "first_step", "one_step"))
+        memory = (f"{row[name]:.1f}" for name in ("own_gib", "resident_gib"))
+        conversion = f"{row['largest_process_gib']:.1f}" if row["cache"] == "cold" else ""
+        lines.append(f"| {' | '.join([row['case'], row['runner'], *seconds, *memory, conversion])} |")
+    return "\n".join(lines) + f"\n\n{_place(row)}\n"
+
+
+def outside_tables(found: Iterable[dict[str, Any]]) -> str:
+    """One Markdown table of what is not the network, by method."""
+    lines = ["| method | ms a step | outside the network, ms | share |", "|---|---|---|---|"]
+    for row in found:
+        whole, outside = row["step"], row["outside"]
+        lines.append(f"| {row['runner']} | {whole * 1e3:.1f} | {outside * 1e3:.2f} | {outside / whole:.1%} |")
     return "\n".join(lines) + f"\n\n{_place(row)}\n"
 
 
@@ -107,17 +118,28 @@ def write(path: Path, mark: str, text: str) -> None:
     path.write_text(place.sub(lambda m: m[1] + text + m[2], content))
 
 
+SUITES = {
+    "runtimes": (tables, "README.md", "bench"),
+    "start": (start_tables, "docs/runtimes.md", "start"),
+    "ops": (op_tables, "docs/kernels.md", "ops"),
+    "outside": (outside_tables, "docs/kernels.md", "outside"),
+}
+"""How a suite's rows are shown, on which page, between which marks."""
+
+
 def main() -> None:
-    """Prints the tables; with --write also into README.md, docs/bench.png and docs/kernels.md."""
-    found = {name: latest(path) for name in ("runtimes", "ops") if (path := FOLDER / f"{name}.jsonl").exists()}
-    texts = {name: (tables if name == "runtimes" else op_tables)(rows) for name, rows in found.items()}
-    print(*texts.values(), sep="\n")
-    if "--write" in sys.argv[1:]:
-        if "runtimes" in found:
-            write(ROOT / "README.md", "bench", texts["runtimes"])
-            chart(found["runtimes"]).save(ROOT / "docs" / "bench.png")
-        if "ops" in found:
-            write(ROOT / "docs" / "kernels.md", "ops", texts["ops"])
+    """Prints the tables; with --write also into their pages, with docs/bench.png and the committed rows."""
+    for suite, (shown, page, mark) in SUITES.items():
+        found = rows.newest(suite)
+        if not found:
+            continue
+        text = shown(found)
+        print(text)
+        if "--write" in sys.argv[1:]:
+            rows.write(rows.RESULTS / f"{suite}.jsonl", found)
+            write(ROOT / page, mark, text)
+            if suite == "runtimes":
+                chart(found).save(ROOT / "docs" / "bench.png")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,17 @@ import numpy as np
 import torch
 
 FOLDER = Path(__file__).parents[1] / "out" / "bench"
+"""Every run's rows."""
+RESULTS = Path(__file__).with_name("results")
+"""Committed rows: those that figures in README and docs are made of."""
+INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "bfloat16",
+    "amx_bf16": "AMX",
+}
+"""What sets CPUs of one name apart, as the kernel names it and as rows do."""
 
 
 def row(
@@ -64,6 +75,23 @@ def append(suite: str, found: Sequence[dict[str, Any]]) -> None:
         file.writelines(json.dumps(each) + "\n" for each in found)
 
 
+def newest(suite: str) -> list[dict[str, Any]]:
+    """The newest row of each case and runner, committed ones and those of runs since.
+
+    A case's rows are of one machine, the one it was run on last. A runner that was left out replaces none that ran.
+    """
+    files = [path for folder in (RESULTS, FOLDER) if (path := folder / f"{suite}.jsonl").exists()]
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    machines: dict[str, str] = {}
+    for line in (line for path in files for line in path.read_text().splitlines()):
+        each = json.loads(line)
+        machines[each["case"]] = each["machine"]
+        key = each["case"], each["runner"]
+        if "left out" not in each.get("skipped", "") or key not in found:
+            found[key] = each
+    return [each for each in found.values() if each["machine"] == machines[each["case"]]]
+
+
 def write(path: Path, found: Sequence[dict[str, Any]]) -> None:
     """A committed file of rows, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,8 +112,10 @@ def gemm_flops() -> float:
 @functools.cache
 def place() -> dict[str, Any]:
     """Machine, versions and commit."""
-    models = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    cpu = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
+    said = dict(line.split(":", 1) for line in _cpuinfo() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in said.items()}
+    has = [name for flag, name in INSTRUCTIONS.items() if flag in facts.get("flags", "").split()]
+    cpu = f"{facts.get('model name', platform.processor())}, {', '.join([*has, f'{torch.get_num_threads()} threads'])}"
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FOLDER.parents[1])
     names = [name for name in ("invfast", "torch", "diffusers", "openvino") if importlib.util.find_spec(name)]
     versions = {name: metadata.version(name) for name in names}

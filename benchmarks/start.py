@@ -85,8 +85,13 @@ def main(
                 raise SystemExit(done.stderr)
             measured = json.loads(done.stdout.splitlines()[-1])
             converter = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-            found = {"case": f"SD1.5 {side} px", "runtime": runtime, "dtype": dtype, "cache": what, **measured}
-            rows.append("start", [{**found, "largest_process_gib": round(converter, 2)}])
+            found = {
+                "case": f"SD1.5 {side} px",
+                "runner": f"{runtime} {dtype}, {what} cache",
+                "cache": what,
+                **measured,
+            }
+            rows.append("start", [{**found, "largest_process_gib": round(converter, 2), **rows.place()}])
             print(json.dumps(found), flush=True)
 
 

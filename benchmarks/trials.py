@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from invfast import Schedule, adapters, demo, metrics
 from invfast.adapters import Prompts
 
 GRIDS = (10, 20)
-FILE = Path(__file__).with_name("results") / "trials.jsonl"
+FILE = rows.RESULTS / "trials.jsonl"
 AXES: dict[str, Callable[[float, float, float], float]] = {
     "sigma": lambda alpha, sigma, t: sigma,
     "sigma / alpha": lambda alpha, sigma, t: sigma / alpha,

@@ -11,11 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks import rows
 from benchmarks.accuracy import pictures, report, run
 from benchmarks.accuracy.cases import cases
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+COMMITTED = rows.RESULTS / "accuracy.jsonl"
 QUICK = ROOT / "out" / "accuracy" / "quick.jsonl"
 
 

@@ -1,0 +1,57 @@
+"""Rows of the benchmarks: which of them are shown."""
+
+import json
+
+import pytest
+
+from benchmarks import report, rows
+
+
+def given(case, runner, machine="a", **more):
+    return {"case": case, "runner": runner, "machine": machine, "versions": {}, "commit": "c", **more}
+
+
+@pytest.fixture
+def keep(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "committed")
+    monkeypatch.setattr(rows, "FOLDER", tmp_path / "runs")
+
+    def keep(folder, *found):
+        rows.write(tmp_path / folder / "suite.jsonl", found)
+
+    return keep
+
+
+def test_the_newest_row_of_a_runner_counts(keep):
+    keep("committed", given("x", "old", p50=1), given("x", "both", p50=2))
+    keep("runs", given("x", "both", p50=3), given("x", "old", skipped="left out of this run"), given("x", "new", p50=4))
+    assert [(row["runner"], row["p50"]) for row in rows.newest("suite")] == [("old", 1), ("both", 3), ("new", 4)]
+
+
+def test_rows_of_two_machines_do_not_stand_in_one_table(keep):
+    keep("committed", given("x", "one"), given("x", "other"), given("y", "one"))
+    keep("runs", given("x", "one", machine="b"))
+    found = [(row["case"], row["runner"], row["machine"]) for row in rows.newest("suite")]
+    assert found == [("x", "one", "b"), ("y", "one", "a")]
+
+
+def test_nothing_was_run(keep):
+    assert rows.newest("suite") == []
+
+
+def test_a_report_commits_its_rows_and_fills_its_page(keep, tmp_path, monkeypatch, capsys):
+    found = [given("50 steps", "ddim", step=0.02, outside=0.0004)]
+    keep("runs", *found)
+    (tmp_path / "page.md").write_text("before <!-- m -->\nold\n<!-- /m --> after")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "SUITES", {"suite": (report.outside_tables, "page.md", "m")})
+    monkeypatch.setattr("sys.argv", ["report", "--write"])
+    report.main()
+    page = (tmp_path / "page.md").read_text()
+    assert "| ddim | 20.0 | 0.40 | 2.0% |" in page
+    assert "old" not in page
+    assert "| ddim | 20.0 | 0.40 | 2.0% |" in capsys.readouterr().out
+    assert [json.loads(line) for line in (tmp_path / "committed" / "suite.jsonl").read_text().splitlines()] == found
+    (tmp_path / "page.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="no <!-- m -->"):
+        report.main()
