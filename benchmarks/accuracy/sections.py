@@ -23,6 +23,22 @@ COLUMNS = {
     "noise_std": ("x_T std", 2),
     "noise_kurtosis": ("kurtosis", 1),
 }
+HEADLINE = (
+    "DDIM",
+    "EasyInv",
+    "forward start 2",
+    "warm start",
+    "auto, budget 1.05",
+    "auto 70",
+    "auto 95",
+    "O-BELM",
+    "EDICT",
+    "ReNoise",
+    "averaged 3",
+    "Anderson 3",
+    "Anderson 5",
+)
+"""Methods of the README's table."""
 SHORT = ("evaluations", "latent_psnr", "psnr_to_vae", "psnr", "ssim", "noise_std", "noise_kurtosis")
 
 
@@ -77,6 +93,20 @@ def short_table(rows: Sequence[Row]) -> str:
     return table(["", "N", *heads(SHORT)], lines)
 
 
+def headline(rows: Sequence[Row]) -> str:
+    """The README's table: some methods on the longest grid; empty before that was run."""
+    if not grids(rows):
+        return ""
+    mine = {row["case"]["name"]: row for row in of(rows, "guidance 1", steps=grids(rows)[-1]) if "figures" in row}
+    lines = [[name, *figures(mine[name], SHORT)] for name in HEADLINE if name in mine]
+    floor = next(iter(mine.values()))["figures"]["all"]
+    lines.insert(0, _floor_line(floor, SHORT))
+    picture = "![Evaluations a step against median latent PSNR](docs/pareto.png)"
+    which = f"N = {grids(rows)[-1]}, guidance 1, float32, medians of {floor['count']} images, PSNR in dB"
+    said = f"What they buy on the bundled model, {which} (`make accuracy`; [all figures](docs/accuracy.md)):"
+    return f"{said}\n\n{picture}\n\n{table(['', *heads(SHORT)], lines)}"
+
+
 def wanted(rows: Sequence[Row]) -> str:
     """The figures that were asked for before anything was measured, and what came of them."""
     if not grids(rows):
@@ -120,17 +150,17 @@ def at_one(rows: Sequence[Row]) -> str:
         mine = sorted(of(rows, "guidance 1", steps=n), key=_cost)
         lines = [[row["case"]["name"], *figures(row, list(COLUMNS)), *_cost_of_time(row)] for row in mine]
         floor = next(row["figures"]["all"] for row in mine if "figures" in row)
-        lines.insert(0, _floor_line(floor))
+        lines.insert(0, [*_floor_line(floor, list(COLUMNS)), "", ""])
         caption = f"**N = {n}**, medians of {floor['count']} images, float32"
         parts.append(f"{caption}\n\n{table(['', *heads(list(COLUMNS)), 's an image', 'wasted'], lines)}")
     return "\n\n".join(parts)
 
 
-def _floor_line(floor: dict[str, float]) -> list[str]:
+def _floor_line(floor: dict[str, float], columns: Sequence[str]) -> list[str]:
     """The VAE round trip, the ceiling of every image figure."""
     known = {"psnr": floor["vae_psnr"], "ssim": floor["vae_ssim"]}
-    cells = [number(known[name], COLUMNS[name][1]) if name in known else "" for name in COLUMNS]
-    return ["VAE round trip", *cells, "", ""]
+    cells = [number(known[name], COLUMNS[name][1]) if name in known else "" for name in columns]
+    return ["VAE round trip", *cells]
 
 
 def _cost(row: Row) -> tuple[float, float]:
