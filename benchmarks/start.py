@@ -22,7 +22,7 @@ import typer
 from benchmarks import rows
 
 
-def serve(folder: str, side: int, runtime: str, dtype: str) -> None:
+def serve(folder: str, side: int, runtime: str, dtype: str, compute: str) -> None:
     """One step of `invert` in a process of its own; prints seconds since its start, and GiB."""
     watch = Memory()
     import torch
@@ -39,10 +39,12 @@ def serve(folder: str, side: int, runtime: str, dtype: str) -> None:
         stamps["first_step"] = time.time()
 
     x = torch.randn(1, 4, side // 8, side // 8)
-    found = invert(pipe, x, num_inference_steps=2, runtime=runtime, callback_on_step_end=first_step, dtype="float32")
+    given = {"runtime": runtime, "dtype": compute or None, "callback_on_step_end": first_step}
+    found = invert(pipe, x, num_inference_steps=2, **given)
     seconds = {name: at - born for name, at in stamps.items()}
     seconds["one_step"] = found.stats.seconds / 2
-    print(json.dumps({name: round(value, 2) for name, value in {**seconds, **watch.peaks}.items()}))
+    figures = {name: round(value, 2) for name, value in {**seconds, **watch.peaks}.items()}
+    print(json.dumps({**figures, "dtype": found.stats.dtype}))
 
 
 class Memory(threading.Thread):
@@ -66,11 +68,12 @@ def main(
     side: Annotated[int, typer.Option(help="Of the images, in pixels.")] = 512,
     runtime: Annotated[str, typer.Option(help="A runtime's name.")] = "openvino",
     dtype: Annotated[str, typer.Option(help="The pipeline's, as loaded.")] = "float32",
+    compute: Annotated[str, typer.Option(help="The network's dtype. (default: what `invert` takes)")] = "",
     child: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Starts twice on SD1.5's shapes: with a cold cache and with a warm one."""
     if child:
-        serve(child, side, runtime, dtype)
+        serve(child, side, runtime, dtype, compute)
         return
     from benchmarks.networks import sd15_pipeline
 
@@ -79,6 +82,7 @@ def main(
         env = {**os.environ, "INVFAST_CACHE": f"{folder}/cache"}
         for what in ("cold", "warm"):
             options = ["--child", f"{folder}/model", "--side", str(side), "--runtime", runtime, "--dtype", dtype]
+            options += ["--compute", compute] if compute else []
             command = [sys.executable, "-m", "benchmarks.start", *options]
             done = subprocess.run(command, env=env, capture_output=True, text=True)
             if done.returncode:
@@ -87,7 +91,7 @@ def main(
             converter = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             found = {
                 "case": f"SD1.5 {side} px",
-                "runner": f"{runtime} {dtype}, {what} cache",
+                "runner": f"{runtime} {measured['dtype']}, {what} cache",
                 "cache": what,
                 **measured,
             }
