@@ -1,6 +1,9 @@
 """Runtimes: the same numbers as eager float32, and no work in the loop that is not the network's."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -197,6 +200,16 @@ def test_what_only_python_can_run_stays_eager(peach):
 def test_runtimes_that_cannot(options, error, message, tiny, peach):
     with pytest.raises(error, match=message):
         invert(tiny, peach, **options)
+
+
+def test_openvino_reports_nothing(tmp_path):
+    script = (
+        "from invfast.runtimes import RUNTIMES; print(RUNTIMES['openvino'].unavailable()); import openvino_telemetry"
+    )
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+    assert not (tmp_path / "intel").exists()
 
 
 def test_openvino_missing(tiny, peach, monkeypatch):

@@ -8,10 +8,13 @@ for ranges are measured on latents of that size; what stays in floating point is
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -123,12 +126,20 @@ def _network(request: Any, names: list[str]) -> Network:
 
 @functools.cache
 def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
+    return _openvino().Core()
 
 
 def _version() -> str:
-    import openvino
+    return _openvino().__version__
 
-    return openvino.__version__
+
+@functools.cache
+def _openvino() -> ModuleType:
+    """The module, kept from reporting its import over the network, which it does where it finds its telemetry."""
+    reports = {name: sys.modules[name] for name in ("openvino_telemetry",) if name in sys.modules}
+    sys.modules["openvino_telemetry"] = None
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules["openvino_telemetry"]
+        sys.modules.update(reports)
