@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,3 +171,16 @@ def test_outlines_do_not_depend_on_size_place_and_ground():
     error = np.abs(evaluation.outline(small) - evaluation.outline(batches.centred(item))).mean()
     assert error < 0.05
     assert (evaluation.outline(np.full((64, 64, 3), 90, np.uint8)) == 1).all()
+
+
+@pytest.mark.parametrize(("spread", "wanted"), [(1, "alpha"), (0, "nothing")])
+def test_latents_that_are_noise_leave_a_linear_prediction_nothing_to_go_by(spread, wanted):
+    def encode(pictures):
+        latents = spread * torch.randn(len(pictures), 4, 2, 2, generator=generator)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: latents))
+
+    generator = torch.Generator().manual_seed(0)
+    vae = SimpleNamespace(encode=encode, config=SimpleNamespace(scaling_factor=1.0))
+    scheduler = models.scheduler()
+    found = evaluation.linear_loss(SimpleNamespace(vae=vae, scheduler=scheduler), small_data(), batches=8)
+    assert found == pytest.approx({"alpha": scheduler.alphas_cumprod.mean().item(), "nothing": 0}[wanted], abs=0.01)

@@ -30,7 +30,9 @@ def table(folders: Sequence[Path], data: Data, captions: int) -> dict[str, dict[
             "round trip, trained emoji, dB": round_trip(pipe, [centred(item) for item in data.emoji[::8]]),
             "round trip, held-out emoji, dB": round_trip(pipe, [centred(item) for item in data.held_emoji]),
             "round trip, held-out photographs, dB": round_trip(pipe, crops(data)),
-            "noise prediction, new compositions": prediction_loss(pipe, data),
+            "noise prediction, new compositions": (loss := prediction_loss(pipe, data)),
+            "best linear prediction in these latents": (linear := linear_loss(pipe, data)),
+            "the one over the other": loss / linear,
             f"share of {captions} captions met": caption_share(pipe, data, captions),
         }
     shown = Table("", *columns)
@@ -82,6 +84,23 @@ def prediction_loss(pipe: StableDiffusionPipeline, data: Data, batches: int = 16
         network = lambda x, t, e=embeds: pipe.unet(x, t, e).sample  # noqa: E731
         found.append(noise_loss(network, x, pipe.scheduler.alphas_cumprod, rng, generator)[0])
     return torch.stack(found).mean().item()
+
+
+@torch.inference_mode()
+def linear_loss(pipe: StableDiffusionPipeline, data: Data, batches: int = 80) -> float:
+    """What the best linear prediction of the noise would leave, from the covariance of the latents.
+
+    Losses of two models cannot be compared where their autoencoders differ: latents that keep more of a picture are
+    nearer to noise and harder to tell from it. This says how hard they are. With eigenvalues v of the covariance it is
+    the mean of a v / (a v + 1 - a) over them and over all a = alphas_cumprod.
+    """
+    found = []
+    for j in range(batches):
+        pictures, _ = draw(data, np.random.default_rng((SEED, 1000 + j)), 64)
+        found.append(pipe.vae.encode(pictures).latent_dist.mode().flatten(1) * pipe.vae.config.scaling_factor)
+    variances = torch.linalg.eigvalsh(torch.cov(torch.cat(found).double().T)).clamp(min=0)
+    alpha = pipe.scheduler.alphas_cumprod.double()[:, None]
+    return (alpha * variances / (alpha * variances + 1 - alpha)).mean().item()
 
 
 def caption_share(pipe: StableDiffusionPipeline, data: Data, count: int) -> float:
