@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from invfast import demo, invert, prepare, reconstruct, runtimes
 from invfast.adapters.clone import private
 from invfast.digests import network_digest, weights_digest
 from invfast.methods import METHODS, FixedPoint, Problem
-from invfast.runtimes import RUNTIMES, Spec
+from invfast.runtimes import RUNTIMES, Spec, convert
 from invfast.runtimes.split import split
 from invfast.schedule import Schedule
 
@@ -84,6 +85,25 @@ def test_one_evaluation_is_eagers(runtime, name):
         kept = got.clone()
         other(**inputs)
         assert torch.equal(got, kept)  # the caller's to keep
+
+
+def test_times_are_not_rounded_where_the_rest_is(tmp_path):
+    module, x, device = NETWORKS["sd"][0]().eval(), torch.randn(1, 4, 16, 16), torch.device("cpu")
+    inputs = {"x": x, "t": torch.tensor(0), "encoder_hidden_states": torch.randn(1, 12, 32)}
+    convert.in_child("openvino", module, inputs, tmp_path)
+    layers = ElementTree.parse(tmp_path / "model.xml").findall("layers/layer")
+    marked = {layer.get("type") for layer in layers if layer.find("rt_info/attribute[@name='precise']") is not None}
+    assert {"Sin", "Cos", "Multiply"} <= marked
+    assert not {"MatMul", "Convolution", "Const", "Parameter"} & marked
+    runtime = RUNTIMES["openvino"]
+    if runtime.refuses(device, torch.bfloat16):
+        return  # on such a CPU the marks are all there is to see
+    spec = Spec(device, torch.bfloat16, lambda: network_digest(module, weights_digest(module)))
+    network, eager = runtime.prepare(module, inputs, spec), ready("eager", module, inputs)
+    with torch.inference_mode():
+        calls = [{**inputs, "t": torch.tensor(t)} for t in (0, 981)]
+        first, last = (distance(network(**call), eager(**call)) for call in calls)
+    assert last < 1.5 * first < 0.02
 
 
 @pytest.mark.parametrize("runtime", EXPORTING)

@@ -69,6 +69,7 @@ class OpenVINO(Exporting):
         inputs = {
             **convert.description(module, example_inputs, spec.identity()),
             "runtime": f"openvino {_version()}",
+            "sinusoids": "float32",
         }
         int8 = spec.dtype == torch.int8
         folder = (_quantised if int8 else _converted)(module, example_inputs, spec, inputs)
