@@ -42,7 +42,7 @@ def row(
         seconds: of every round.
         error: ||d|| / ||ref|| of one evaluation against eager float32.
         flops: of one evaluation.
-        peak: float32 FLOP/s this machine reached in the same rounds.
+        peak: FLOP/s this machine reached in that dtype in the same rounds.
     """
     figures = percentiles(seconds)
     share = flops / figures["p50"] / peak
@@ -98,9 +98,9 @@ def write(path: Path, found: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(each) + "\n" for each in found))
 
 
-def gemm_flops() -> float:
-    """FLOP/s of a float32 matrix product, the best of three: what this machine can do right now."""
-    a, b = torch.ones(1536, 1536), torch.ones(1536, 1536)
+def gemm_flops(dtype: torch.dtype) -> float:
+    """FLOP/s of a matrix product, the best of three: what this machine can do right now."""
+    a, b = torch.ones(1536, 1536, dtype=dtype), torch.ones(1536, 1536, dtype=dtype)
     times = []
     for _ in range(3):
         began = time.perf_counter()

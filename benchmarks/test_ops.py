@@ -89,7 +89,7 @@ def test_op(op, shape, benchmark):
 
         def one_round() -> None:
             if len(peaks) < 3:
-                peaks.append(rows.gemm_flops())
+                peaks.append(rows.gemm_flops(torch.float32))
             for name, call in runners.items():
                 times[name].append(_seconds(call, calls[name]))
 

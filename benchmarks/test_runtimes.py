@@ -54,21 +54,23 @@ def test_one_step(name, benchmark, request):
     flops = counter.get_total_flops()
     runners, skipped = _ready(name, module, case, request.config.getoption("runners"))
     times: dict[str, list[float]] = {runner: [] for runner in runners}
-    peaks: list[float] = []
+    peaks: dict[str, list[float]] = {RUNNERS[runner][0]: [] for runner in runners}
     errors = {name: _error(runner.evaluate(x), reference) for name, runner in runners.items()}
 
     def one_round() -> None:
-        peaks.append(rows.gemm_flops())
+        for dtype, found in peaks.items():
+            found.append(rows.gemm_flops(getattr(torch, dtype)))
         for runner, (step, _) in runners.items():
             began = time.perf_counter()
             step(x)
             times[runner].append(time.perf_counter() - began)
 
     benchmark.pedantic(one_round, rounds=ROUNDS, iterations=1, warmup_rounds=1)
-    peak = sorted(peaks)[len(peaks) // 2]
-    found = [
-        rows.row(name, runner, RUNNERS[runner][0], times[runner][1:], errors[runner], flops, peak) for runner in runners
-    ]
+    peak = {dtype: statistics.median(found) for dtype, found in peaks.items()}
+    found = []
+    for runner, seconds in times.items():
+        dtype = RUNNERS[runner][0]
+        found.append(rows.row(name, runner, dtype, seconds[1:], errors[runner], flops, peak[dtype]))
     for row in found:  # the machine's speed drifts: only times of one round are divided, then the median is taken
         pairs = zip(times.get(BASELINE, ()), times[row["runner"]], strict=False)
         row["speed"] = statistics.median([base / own for base, own in list(pairs)[1:]] or [math.nan])
