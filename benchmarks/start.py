@@ -44,7 +44,7 @@ def serve(folder: str, side: int, runtime: str, dtype: str, compute: str) -> Non
     seconds = {name: at - born for name, at in stamps.items()}
     seconds["one_step"] = found.stats.seconds / 2
     figures = {name: round(value, 2) for name, value in {**seconds, **watch.peaks}.items()}
-    print(json.dumps({**figures, "dtype": found.stats.dtype}))
+    print(json.dumps({**figures, "dtype": str(found.stats.dtype).removeprefix("torch.")}))
 
 
 class Memory(threading.Thread):
