@@ -86,7 +86,7 @@ def op_tables(found: Iterable[dict[str, Any]]) -> str:
 def start_tables(found: Iterable[dict[str, Any]]) -> str:
     """One Markdown table of a process's start: seconds to its first step, and memory."""
     lines = [
-        "| | | imported, s | loaded | first step done | one step | own memory, GiB | with mapped files | largest process |",
+        "| | | imported, s | loaded | first step done | one step | own GiB | with mapped files | largest process |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
