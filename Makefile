@@ -40,7 +40,7 @@ kernels: $(VENV)/.test
 	$(BIN)/python -m pytest -q -p no:xdist tests/test_triton.py
 	$(BIN)/python -m benchmarks.kernels --write
 
-# By default glibc gives a step's memory back and faults it in again, which is a quarter of a training step.
+# By default glibc gives memory back and faults it in again, 6 to 16 % of a training step.
 model: export MALLOC_MMAP_THRESHOLD_ := 4294967296
 model: export MALLOC_TRIM_THRESHOLD_ := 8589934592
 model: $(VENV)/.train

@@ -29,8 +29,6 @@ def tables(found: Iterable[dict[str, Any]]) -> str:
         head = "| | ms (p20 to p80) | speed | error | peak |\n|---|---|---|---|---|"
         lines = [f"\n**{case}**, one step, batch 1\n\n{head}"]
         for row in group:
-            if "left out" in row.get("skipped", ""):
-                continue
             if "skipped" in row:
                 lines.append(f"| {row['runner']} | not run: {row['skipped']} | | | |")
                 continue
@@ -86,13 +84,13 @@ def op_tables(found: Iterable[dict[str, Any]]) -> str:
 def start_tables(found: Iterable[dict[str, Any]]) -> str:
     """One Markdown table of a process's start: seconds to its first step, and memory."""
     lines = [
-        "| | | imported, s | loaded | first step done | one step | own GiB | with mapped files | largest process |",
+        "| | | imported, s | loaded | first step done | one step | own GiB | with mapped files | conversion |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
         seconds = (f"{row[name]:.1f}" for name in ("imported", "loaded", "first_step", "one_step"))
         memory = (f"{row[name]:.1f}" for name in ("own_gib", "resident_gib"))
-        conversion = f"{row['largest_process_gib']:.1f}" if row["cache"] == "cold" else ""
+        conversion = f"{row['conversion_gib']:.1f}" if row["cache"] == "cold" else ""
         lines.append(f"| {' | '.join([row['case'], row['runner'], *seconds, *memory, conversion])} |")
     return "\n".join(lines) + f"\n\n{_place(row)}\n"
 

@@ -78,7 +78,7 @@ def append(suite: str, found: Sequence[dict[str, Any]]) -> None:
 def newest(suite: str) -> list[dict[str, Any]]:
     """The newest row of each case and runner, committed ones and those of runs since.
 
-    A case's rows are of one machine, the one it was run on last. A runner that was left out replaces none that ran.
+    A case's rows are of one machine, the one it was run on last. Runners that a run left out are not in it.
     """
     files = [path for folder in (RESULTS, FOLDER) if (path := folder / f"{suite}.jsonl").exists()]
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -86,9 +86,8 @@ def newest(suite: str) -> list[dict[str, Any]]:
     for line in (line for path in files for line in path.read_text().splitlines()):
         each = json.loads(line)
         machines[each["case"]] = each["machine"]
-        key = each["case"], each["runner"]
-        if "left out" not in each.get("skipped", "") or key not in found:
-            found[key] = each
+        if "left out" not in each.get("skipped", ""):
+            found[each["case"], each["runner"]] = each
     return [each for each in found.values() if each["machine"] == machines[each["case"]]]
 
 

@@ -43,7 +43,9 @@ def serve(folder: str, side: int, runtime: str, dtype: str, compute: str) -> Non
     found = invert(pipe, x, num_inference_steps=2, **given)
     seconds = {name: at - born for name, at in stamps.items()}
     seconds["one_step"] = found.stats.seconds / 2
-    figures = {name: round(value, 2) for name, value in {**seconds, **watch.peaks}.items()}
+    conversion = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of the largest child, the converter
+    measured = {**seconds, **watch.peaks, "conversion_gib": conversion}
+    figures = {name: round(value, 2) for name, value in measured.items()}
     print(json.dumps({**figures, "dtype": str(found.stats.dtype).removeprefix("torch.")}))
 
 
@@ -88,14 +90,13 @@ def main(
             if done.returncode:
                 raise SystemExit(done.stderr)
             measured = json.loads(done.stdout.splitlines()[-1])
-            converter = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             found = {
                 "case": f"SD1.5 {side} px",
                 "runner": f"{runtime} {measured['dtype']}, {what} cache",
                 "cache": what,
                 **measured,
             }
-            rows.append("start", [{**found, "largest_process_gib": round(converter, 2), **rows.place()}])
+            rows.append("start", [{**found, **rows.place()}])
             print(json.dumps(found), flush=True)
 
 

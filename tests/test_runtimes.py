@@ -1,10 +1,6 @@
 """Runtimes: the same numbers as eager float32, and no work in the loop that is not the network's."""
 
 import copy
-import os
-import subprocess
-import sys
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -19,7 +15,7 @@ from invfast import demo, invert, prepare, reconstruct, runtimes
 from invfast.adapters.clone import private
 from invfast.digests import network_digest, weights_digest
 from invfast.methods import METHODS, FixedPoint, Problem
-from invfast.runtimes import RUNTIMES, Spec, convert
+from invfast.runtimes import RUNTIMES, Spec
 from invfast.runtimes.split import split
 from invfast.schedule import Schedule
 
@@ -85,27 +81,6 @@ def test_one_evaluation_is_eagers(runtime, name):
         kept = got.clone()
         other(**inputs)
         assert torch.equal(got, kept)  # the caller's to keep
-
-
-def test_times_are_not_rounded_where_the_rest_is(tmp_path):
-    module, device, g = NETWORKS["sd"][0]().eval(), torch.device("cpu"), torch.Generator().manual_seed(0)
-    x, embeds = torch.randn(1, 4, 16, 16, generator=g), torch.randn(1, 12, 32, generator=g)
-    inputs = {"x": x, "t": torch.tensor(0), "encoder_hidden_states": embeds}
-    convert.in_child("openvino", module, inputs, tmp_path)
-    layers = ElementTree.parse(tmp_path / "model.xml").findall("layers/layer")
-    marked = {layer.get("type") for layer in layers if layer.find("rt_info/attribute[@name='precise']") is not None}
-    assert {"Sin", "Cos", "Multiply"} <= marked
-    assert not {"MatMul", "Convolution", "Const", "Parameter"} & marked
-    runtime = RUNTIMES["openvino"]
-    if runtime.refuses(device, torch.bfloat16):
-        return  # on such a CPU the marks are all there is to see
-    spec = Spec(device, torch.bfloat16, lambda: network_digest(module, weights_digest(module)))
-    network, eager = runtime.prepare(module, inputs, spec), ready("eager", module, inputs)
-    with torch.inference_mode():
-        calls = [{**inputs, "t": torch.tensor(t)} for t in (0, 981)]
-        first, last = (distance(network(**call), eager(**call)) for call in calls)
-    assert first < 0.02
-    assert last < 1.5 * first
 
 
 @pytest.mark.parametrize("runtime", EXPORTING)
@@ -222,22 +197,6 @@ def test_what_only_python_can_run_stays_eager(peach):
 def test_runtimes_that_cannot(options, error, message, tiny, peach):
     with pytest.raises(error, match=message):
         invert(tiny, peach, **options)
-
-
-def test_openvino_reports_nothing(tmp_path):
-    script = (
-        "from invfast.runtimes import RUNTIMES; print(RUNTIMES['openvino'].unavailable()); import openvino_telemetry"
-    )
-    env = {**os.environ, "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == "None\n"
-    assert not (tmp_path / "intel").exists()
-
-
-def test_openvino_missing(tiny, peach, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"No module named 'openvino' \(pip install \"invfast\[openvino\]\"\)"):
-        invert(tiny, peach, runtime="openvino")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])

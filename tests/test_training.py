@@ -173,14 +173,15 @@ def test_outlines_do_not_depend_on_size_place_and_ground():
     assert (evaluation.outline(np.full((64, 64, 3), 90, np.uint8)) == 1).all()
 
 
-@pytest.mark.parametrize(("spread", "wanted"), [(1, "alpha"), (0, "nothing")])
-def test_latents_that_are_noise_leave_a_linear_prediction_nothing_to_go_by(spread, wanted):
+@pytest.mark.parametrize("spread", [0, 0.5, 2])
+def test_what_a_linear_prediction_leaves_of_the_noise_on_white_latents(spread):
     def encode(pictures):
         latents = spread * torch.randn(len(pictures), 4, 2, 2, generator=generator)
         return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: latents))
 
-    generator = torch.Generator().manual_seed(0)
+    generator, scheduler = torch.Generator().manual_seed(0), models.scheduler()
     vae = SimpleNamespace(encode=encode, config=SimpleNamespace(scaling_factor=1.0))
-    scheduler = models.scheduler()
     found = evaluation.linear_loss(SimpleNamespace(vae=vae, scheduler=scheduler), small_data(), batches=8)
-    assert found == pytest.approx({"alpha": scheduler.alphas_cumprod.mean().item(), "nothing": 0}[wanted], abs=0.01)
+    # Least squares by hand, of noise from x = sqrt(a) latents + sqrt(1 - a) noise: all numbers are independent.
+    a = scheduler.alphas_cumprod.double()
+    assert found == pytest.approx(float((1 - (1 - a) / (a * spread**2 + 1 - a)).mean()), abs=0.01)

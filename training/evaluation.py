@@ -31,8 +31,8 @@ def table(folders: Sequence[Path], data: Data, captions: int) -> dict[str, dict[
             "round trip, held-out emoji, dB": round_trip(pipe, [centred(item) for item in data.held_emoji]),
             "round trip, held-out photographs, dB": round_trip(pipe, crops(data)),
             "noise prediction, new compositions": (loss := prediction_loss(pipe, data)),
-            "best linear prediction in these latents": (linear := linear_loss(pipe, data)),
-            "the one over the other": loss / linear,
+            "the best linear prediction of it": (linear := linear_loss(pipe, data)),
+            "noise prediction / best linear": loss / linear,
             f"share of {captions} captions met": caption_share(pipe, data, captions),
         }
     shown = Table("", *columns)

@@ -182,7 +182,9 @@ def _keep_sinusoids(path: Path) -> None:
         todo += new
     for layer in (layers[name] for name in marked):
         if layer.get("type") not in ("Const", "Parameter"):
-            ElementTree.SubElement(ElementTree.SubElement(layer, "rt_info"), "attribute", name="precise", version="0")
+            info = layer.find("rt_info")
+            info = ElementTree.SubElement(layer, "rt_info") if info is None else info
+            ElementTree.SubElement(info, "attribute", name="precise", version="0")
     tree.write(path, encoding="utf-8", xml_declaration=True)
 
 

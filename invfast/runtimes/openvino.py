@@ -137,10 +137,11 @@ def _version() -> str:
 @functools.cache
 def _openvino() -> ModuleType:
     """The module, kept from reporting its import over the network, which it does where it finds its telemetry."""
-    reports = {name: sys.modules[name] for name in ("openvino_telemetry",) if name in sys.modules}
+    before = sys.modules.get("openvino_telemetry")
     sys.modules["openvino_telemetry"] = None
     try:
         return importlib.import_module("openvino")
     finally:
-        del sys.modules["openvino_telemetry"]
-        sys.modules.update(reports)
+        sys.modules.pop("openvino_telemetry", None)
+        if before is not None:
+            sys.modules["openvino_telemetry"] = before

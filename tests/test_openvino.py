@@ -1,0 +1,52 @@
+"""OpenVINO: what its runtime does beside computing what eager does."""
+
+import os
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from tiny import stable_diffusion
+from toy import distance
+
+from invfast import invert
+from invfast.digests import network_digest, weights_digest
+from invfast.runtimes import RUNTIMES, Spec, convert
+
+
+def test_times_are_not_rounded_where_the_rest_is(tmp_path):
+    module, device, g = stable_diffusion().unet.eval(), torch.device("cpu"), torch.Generator().manual_seed(0)
+    x, embeds = torch.randn(1, 4, 16, 16, generator=g), torch.randn(1, 12, 32, generator=g)
+    inputs = {"x": x, "t": torch.tensor(0), "encoder_hidden_states": embeds}
+    convert.in_child("openvino", module, inputs, tmp_path)
+    layers = ElementTree.parse(tmp_path / "model.xml").findall("layers/layer")
+    marked = {layer.get("type") for layer in layers if layer.find("rt_info/attribute[@name='precise']") is not None}
+    assert {"Sin", "Cos", "Multiply"} <= marked
+    assert not {"MatMul", "Convolution", "Const", "Parameter"} & marked
+    runtime = RUNTIMES["openvino"]
+    if runtime.refuses(device, torch.bfloat16):
+        return  # on such a CPU the marks are all there is to see
+    spec = Spec(device, torch.bfloat16, lambda: network_digest(module, weights_digest(module)))
+    network = runtime.prepare(module, inputs, spec)
+    with torch.inference_mode():
+        times = [torch.tensor(t) for t in (0, 981)]
+        first, last = (distance(network(**{**inputs, "t": t}), module(x, t, embeds).sample) for t in times)
+    assert first < 0.02
+    assert last < 1.5 * first
+
+
+def test_it_reports_nothing(tmp_path):
+    script = (
+        "from invfast.runtimes import RUNTIMES; print(RUNTIMES['openvino'].unavailable()); import openvino_telemetry"
+    )
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+    assert not (tmp_path / "intel").exists()
+
+
+def test_it_is_missing(tiny, peach, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"No module named 'openvino' \(pip install \"invfast\[openvino\]\"\)"):
+        invert(tiny, peach, runtime="openvino")
