@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from invfast import demo
+from invfast import demo, invert, metrics, reconstruct
+from invfast.methods import FixedPoint
 
 
 def test_images_and_prompts(samples, pipe):
@@ -33,6 +34,24 @@ def test_pipeline_generates(prediction):
 def test_unknown_prediction_type():
     with pytest.raises(ValueError, match="unknown prediction_type 'flow'"):
         demo.load_pipeline("flow")
+
+
+def test_the_early_pipeline_is_an_imprecise_one(pipe):
+    early = demo.load_pipeline(early=True)
+    assert early.vae.config == pipe.vae.config
+    x = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    embeds, _ = early.encode_prompt("noto peach", "cpu", 4, False)
+    with torch.no_grad():
+        errors = [float((p.unet(x, 999, embeds).sample - x).square().mean()) for p in (pipe, early)]
+    assert errors[0] < errors[1] < 0.2  # at the noisiest level the noise is nearly the input
+
+
+def test_the_pixel_pipeline_is_inverted_and_rebuilt(samples):
+    pipe = demo.load_pixel_pipeline()
+    image = samples["peach"].image.resize((32, 32))
+    inv = invert(pipe, image, method=FixedPoint(5, "anderson"), num_inference_steps=20)
+    assert abs(float(inv.latents.std()) - 1) < 0.2
+    assert float(metrics.latent_psnr(reconstruct(pipe, inv, output_type="latent").latents, inv.init_latents)) > 40
 
 
 def test_card_names_its_sources():

@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 import transformers
-from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel
 
 from benchmarks.accuracy import pictures, store
 from benchmarks.accuracy.cases import SECONDS_AN_EVALUATION, Case
 from benchmarks.accuracy.measure import encode, measure
 from invfast import demo
 from invfast.digests import weights_digest
-
-NO_EARLY = "no early checkpoint here"
 
 
 class Bench:
@@ -39,24 +34,15 @@ class Bench:
         return demo.load_pipeline()
 
     @functools.cached_property
-    def early(self) -> Any | None:
-        """The bundled pipeline with the early UNet and text encoder; None where they are not there."""
-        folder = demo.ROOT / "emoji64-early"
-        if not folder.is_dir():
-            return None
-        pipe = demo.load_pipeline()
-        pipe.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-        pipe.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
-        return pipe
+    def early(self) -> Any:
+        return demo.load_pipeline(early=True)
 
-    def model(self, name: str) -> Any | None:
+    def model(self, name: str) -> Any:
         return self.pipe if name == "emoji64" else self.early
 
     def _weights(self, name: str) -> str:
         """One digest of everything that is trained in a model."""
         pipe = self.model(name)
-        if pipe is None:
-            return "none"
         return "|".join(str(weights_digest(part)) for part in (pipe.unet, pipe.vae, pipe.text_encoder))
 
     def key(self, case: Case) -> str:
@@ -106,15 +92,12 @@ def describe(case: Case) -> str:
 
 
 def _measured(case: Case, bench: Bench) -> dict[str, Any]:
-    pipe = bench.model(case.model)
-    if pipe is None:
-        return {"skipped": NO_EARLY}
-    return measure(pipe, case, bench.encoded(case.model, case.images))
+    return measure(bench.model(case.model), case, bench.encoded(case.model, case.images))
 
 
 def _outcome(row: store.Row) -> str:
     if "figures" not in row:
-        return row.get("failed") or f"not run: {row['skipped']}"
+        return row["failed"]
     figures = next(iter(row["figures"].values()))
     shown = {"latent_psnr": "latent {:.1f} dB", "noise_error": "noise error {:.3f}", "evaluations": "{:.2f} a step"}
     return ", ".join(text.format(figures[name]) for name, text in shown.items() if figures.get(name) is not None)

@@ -1,4 +1,4 @@
-"""The bundled pipeline: a small, really trained text-to-image latent diffusion model, and images to try it on.
+"""The bundled pipelines: small, really trained diffusion models, and images to try them on.
 
 Works offline. emoji64/README.md is its model card.
 """
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from transformers import CLIPTextModel
 
 from invfast.demo.reparametrised import ReparametrisedUNet
 from invfast.images import load
@@ -46,13 +47,16 @@ class Sample(NamedTuple):
     prompt: str
 
 
-def load_pipeline(prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def load_pipeline(
+    prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32, early: bool = False
+) -> StableDiffusionPipeline:
     """The bundled pipeline: 64 px images, latents (4, 16, 16), DDIM scheduler, prompts of at most 10 words.
 
     Args:
         prediction_type: "epsilon", as trained; "v_prediction" or "sample" give the same network behind an exact
             re-parametrisation of its output, with the scheduler's config to match.
         dtype: of all weights.
+        early: UNet and text encoder as they were after about a tenth of their training: an imprecise model on purpose.
 
     Raises:
         ValueError: unknown prediction type.
@@ -62,13 +66,27 @@ def load_pipeline(prediction_type: str = "epsilon", dtype: torch.dtype = torch.f
     folder = ROOT / "emoji64"
     with warnings.catch_warnings():  # diffusers 0.42 renamed torch_dtype; older ones know no other name
         warnings.simplefilter("ignore", FutureWarning)
+        given = {"torch_dtype": dtype, "local_files_only": True}
+        parts = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel} if early else {}
+        networks = {
+            name: cls.from_pretrained(ROOT / "emoji64-early" / name, **given).eval() for name, cls in parts.items()
+        }
         pipe = StableDiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, requires_safety_checker=False, torch_dtype=dtype, local_files_only=True
+            folder, safety_checker=None, requires_safety_checker=False, **networks, **given
         )
         if prediction_type != "epsilon":
             pipe.register_to_config(unet=("invfast", "ReparametrisedUNet"))
             pipe.unet = ReparametrisedUNet.wrap(pipe.unet, pipe.scheduler.alphas_cumprod, prediction_type)
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_pixel_pipeline(dtype: torch.dtype = torch.float32) -> DDPMPipeline:
+    """The bundled pixel-space pipeline: unconditional, 32 px emoji, DDPM scheduler, weights of `dtype`."""
+    with warnings.catch_warnings():  # as above
+        warnings.simplefilter("ignore", FutureWarning)
+        pipe = DDPMPipeline.from_pretrained(ROOT / "emoji32", torch_dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

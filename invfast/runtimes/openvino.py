@@ -106,7 +106,7 @@ def _quantised(
     if spec.calibration is None:
         raise ValueError("an int8 network needs samples to measure its ranges on; pass a Spec with a calibration")
     kept = convert.in_float(module)
-    made_from = {"nncf": metadata.version("nncf"), "float": kept, **spec.calibration.says}
+    made_from = {"nncf": metadata.version("nncf"), "float": kept, "ranges": "min to max", **spec.calibration.says}
 
     def build(target: Path) -> None:
         samples = spec.calibration.samples()
