@@ -10,7 +10,19 @@ from PIL import Image
 from benchmarks import paper
 from benchmarks.accuracy import front, measure, pictures, report, run, sections, store
 from benchmarks.accuracy.cases import Case, cases
-from invfast.methods import DDIM, METHODS, OBELM, Auto, EasyInv, FixedPoint, ForwardStart, NoiseMaps, NullText, ReNoise
+from invfast.methods import (
+    DDIM,
+    METHODS,
+    OBELM,
+    Auto,
+    EasyInv,
+    FixedPoint,
+    ForwardStart,
+    NegativePrompt,
+    NoiseMaps,
+    NullText,
+    ReNoise,
+)
 
 
 class Bench:
@@ -133,11 +145,12 @@ def test_acceptance_says_what_is_missing(rows):
 def test_the_report_is_a_function_of_the_rows(rows, tmp_path, capsys):
     early = case("DDIM", group="early", model="emoji64-early").settings()
     guided = row("null-text", NullText(), 9.0, 60.0, group="guided", back=7.5)
+    other = row("negative prompt", NegativePrompt(), 1.0, 60.0, group="guided", back=7.5)
     path = tmp_path / "rows.jsonl"
     place = {"machine": "a machine", "versions": {"torch": "2"}, "commit": "abc"}
     store.append(path, {"run": 1, "place": place})
     old = row("DDIM", DDIM(), 1.0, 11.0)
-    for each in (old, *rows, guided, {"run": 1, "key": "e", "case": early, "failed": "nan in the latents"}):
+    for each in (old, *rows, guided, other, {"run": 1, "key": "e", "case": early, "failed": "nan in the latents"}):
         store.append(path, each)
     report.report(path, None)
     said = capsys.readouterr().out
@@ -146,6 +159,7 @@ def test_the_report_is_a_function_of_the_rows(rows, tmp_path, capsys):
     assert "11.0" not in said  # the newer row of a case counts
     assert "| VAE round trip |  |  |  |  | 27.2 | 0.875 |" in said
     assert "the worst 1.50: not within the 1 dB" in said
+    assert "The best that stores no trajectory, negative prompt: 0.50 dB, the worst 1.50." in said
     assert "not finite: nan in the latents" in said
     assert "a machine; torch 2; commit abc." in said
     assert Image.open(tmp_path / "pareto.png").size == (1080, 560)

@@ -151,6 +151,9 @@ def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path, pe
     weights.write_bytes(content)
     runtimes.release()
     pipe = stable_diffusion()
-    wanted = invert(pipe, peach, num_inference_steps=2, runtime="eager")
-    assert distance(invert(pipe, peach, num_inference_steps=2, runtime="openvino").latents, wanted.latents) < 2e-5
+    wanted = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="eager")
+    assert (
+        distance(invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino").latents, wanted.latents)
+        < 2e-5
+    )
     assert weights.read_bytes() != content

@@ -264,7 +264,7 @@ def test_a_run_within_anothers_callback_leaves_it_alone(graphs):
 
 def test_what_cannot_be_captured_says_so(graphs):
     pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
-    one = {"num_inference_steps": 1, "runtime": "eager"}
+    one = {"method": "ddim", "num_inference_steps": 1, "runtime": "eager"}
     assert not invert(pipe, x, **one).stats.cuda_graph
     with pytest.raises(ValueError, match="DDIM has no two steps on this grid that launch the same work"):
         invert(pipe, x, cuda_graph=True, **one)

@@ -90,8 +90,8 @@ def test_kept_graphs_serve_another_image_and_prompt():
 def test_a_captured_step_is_one_launch_and_no_wait():
     pipe = demo.load_pipeline().to("cuda")
     image, prompt = demo.load_images()["peach"]
-    invert(pipe, image, prompt)
+    invert(pipe, image, prompt, method="ddim")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        invert(pipe, image, prompt)
+        invert(pipe, image, prompt, method="ddim")
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts.get("cudaGraphLaunch", 0) == 50

@@ -112,12 +112,12 @@ def count_samples(pipe):
 def test_guidance_one_runs_one_sample_an_image(pipe, peach):
     seen, handle = count_samples(pipe)
     try:
-        inv = invert(pipe, [peach] * 2, **QUICK)
+        inv = invert(pipe, [peach] * 2, method="ddim", **QUICK)
         assert seen == [2] * 4
         assert inv.stats.samples == 8
         seen.clear()
         with pytest.warns(UserWarning, match="guidance_scale=3"):
-            inv = invert(pipe, [peach] * 2, **QUICK, guidance_scale=3)
+            inv = invert(pipe, [peach] * 2, method="ddim", **QUICK, guidance_scale=3)
         assert seen == [4] * 4
         assert inv.stats.samples == 16
         assert inv.stats.evaluations == (4, 4)

@@ -104,9 +104,12 @@ def test_inversions_are_eagers(runtime, tiny, samples):
 @pytest.mark.parametrize("runtime", EXPORTING)
 def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
     odd = peach.resize((88, 72))
-    wanted = invert(tiny, odd, num_inference_steps=3, runtime="eager")
+    wanted = invert(tiny, odd, method="ddim", num_inference_steps=3, runtime="eager")
     assert wanted.latents.shape == (1, 4, 9, 11)
-    assert distance(invert(tiny, odd, num_inference_steps=3, runtime=runtime).latents, wanted.latents) < 3 * STEP
+    assert (
+        distance(invert(tiny, odd, method="ddim", num_inference_steps=3, runtime=runtime).latents, wanted.latents)
+        < 3 * STEP
+    )
 
 
 def test_images_that_are_done_are_left_out(tiny, samples):
@@ -133,27 +136,30 @@ def test_compile_is_one_graph_that_is_never_compiled_again(tiny, peach):
 
 def test_a_lora_counts(peach, caplog):
     pipe = stable_diffusion()
-    plain = invert(pipe, peach, num_inference_steps=3, runtime="openvino").latents
+    plain = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="openvino").latents
     pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
     for scale in (1.0, 0.3):
         for part in pipe.unet.modules():
             if hasattr(part, "scaling") and isinstance(part.scaling, dict):
                 part.scaling = {"default": scale}
-        wanted = invert(pipe, peach, num_inference_steps=3, runtime="eager").latents
-        got = invert(pipe, peach, num_inference_steps=3, runtime="openvino").latents
+        wanted = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="eager").latents
+        got = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="openvino").latents
         assert distance(got, wanted) < 3 * STEP
         assert distance(got, plain) > 1e-4
     pipe.unet.disable_adapters()
     caplog.clear()
-    assert distance(invert(pipe, peach, num_inference_steps=3, runtime="openvino").latents, plain) < 3 * STEP
+    assert (
+        distance(invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="openvino").latents, plain)
+        < 3 * STEP
+    )
 
 
 def test_changed_weights_are_another_network(peach):
     pipe = stable_diffusion()
-    first = invert(pipe, peach, num_inference_steps=2, runtime="openvino").latents
+    first = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino").latents
     pipe.unet.conv_out.weight.data.mul_(1.01)  # behind every version counter
-    wanted = invert(pipe, peach, num_inference_steps=2, runtime="eager").latents
-    got = invert(pipe, peach, num_inference_steps=2, runtime="openvino").latents
+    wanted = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="eager").latents
+    got = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino").latents
     assert distance(got, wanted) < 2 * STEP < distance(got, first)
 
 
@@ -276,8 +282,8 @@ def test_no_step_waits_for_the_device(method):
 def test_a_float16_pipeline_is_computed_in_float32(peach):
     pipe = stable_diffusion()
     pipe.unet.half()
-    wanted = invert(pipe, peach, num_inference_steps=2, runtime="eager", dtype="float32").latents
-    got = invert(pipe, peach, num_inference_steps=2, runtime="openvino", dtype="float32").latents
+    wanted = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="eager", dtype="float32").latents
+    got = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino", dtype="float32").latents
     assert distance(got, wanted) < 2 * STEP
 
 
@@ -285,6 +291,6 @@ def test_pixel_space_on_openvino(samples):
     pipe = DDIMPipeline(unconditional(), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     image = samples["peach"].image.resize((16, 16))
-    wanted = invert(pipe, image, num_inference_steps=3, runtime="eager")
-    got = invert(pipe, image, num_inference_steps=3, runtime="openvino")
+    wanted = invert(pipe, image, method="ddim", num_inference_steps=3, runtime="eager")
+    got = invert(pipe, image, method="ddim", num_inference_steps=3, runtime="openvino")
     assert distance(got.latents, wanted.latents) < 3 * STEP

@@ -7,7 +7,7 @@ at the same node on the way back, and their difference, three times as strong.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from PIL import Image
@@ -41,9 +41,11 @@ def picture(bench: Bench, steps: int = STEPS) -> Image.Image:
 
 
 def main() -> None:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
-    picture(Bench()).save(path, optimize=True)
-    print(f"picture: {path}")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy.midpoint", description=__doc__)
+    parser.add_argument("output", nargs="?", type=Path, default=OUTPUT, help="PNG file (default: the one in docs)")
+    args = parser.parse_args()
+    picture(Bench()).save(args.output, optimize=True)
+    print(f"picture: {args.output}")
 
 
 if __name__ == "__main__":

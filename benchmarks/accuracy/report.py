@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.accuracy import sections, store
+from benchmarks.accuracy import sections, store, verdicts
 from benchmarks.accuracy.picture import picture
 from benchmarks.accuracy.store import Row
 from benchmarks.report import write
@@ -90,7 +90,7 @@ def place(every: Iterable[Row], rows: Sequence[Row]) -> str:
 def page(rows: Sequence[Row], at: str) -> str:
     """Everything the rows say, as Markdown."""
     parts = []
-    for title, make in sections.SECTIONS.items():
+    for title, make in {"What was asked for": verdicts.wanted, **sections.SECTIONS}.items():
         body = make(rows)
         if body:
             parts.append(f"## {title}\n\n{body}")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.accuracy import front
 from benchmarks.accuracy.pictures import PLAIN
 from benchmarks.accuracy.store import Row
 
-EXACT = ("EDICT", "BDIA", "OBELM", "NoiseMaps")
-"""Classes that claim to return exactly on their own sampler."""
-WHITE_FLOOR, NULL_TEXT_GAP = 30.0, 1.0
 COLUMNS = {
     "evaluations": ("evaluations a step", 2),
     "latent_psnr": ("latent PSNR", 1),
@@ -88,7 +84,8 @@ def heads(columns: Sequence[str]) -> list[str]:
 
 def short_table(rows: Sequence[Row]) -> str:
     """What a page of a method shows."""
-    lines = [[row["case"]["name"], str(row["case"]["steps"]), *figures(row, SHORT)] for row in rows]
+    mine = sorted(rows, key=lambda row: (row["case"]["steps"], _cost(row)))
+    lines = [[row["case"]["name"], str(row["case"]["steps"]), *figures(row, SHORT)] for row in mine]
     return table(["", "N", *heads(SHORT)], lines)
 
 
@@ -102,43 +99,6 @@ def headline(rows: Sequence[Row]) -> str:
     which = f"N = {grids(rows)[-1]}, guidance 1, float32, medians of {floor['count']} images, PSNR in dB"
     said = f"What they buy on the bundled model, {which} (`make accuracy`; [all figures](docs/accuracy.md)):"
     return f"{said}\n\n{picture}\n\n{table(['', *heads(SHORT)], lines)}"
-
-
-def wanted(rows: Sequence[Row]) -> str:
-    """The figures that were asked for before anything was measured, and what came of them."""
-    if not grids(rows):
-        return ""
-    head = ["N", "wanted of `auto`, dB", "evaluations a step at most", "reached, dB", "difference"]
-    parts = [table(head, front.acceptance(rows)), *(front.verdict(rows, n) for n in grids(rows))]
-    parts += [_null_text_verdict(row) for row in of(rows, "guided", name="null-text", back=7.5) if "figures" in row]
-    parts += [text for text in (_white_verdict(rows),) if text]
-    return "\n\n".join(parts)
-
-
-def _null_text_verdict(row: Row) -> str:
-    found = row["figures"]["all"]
-    verb = "within" if found["most_below_vae"] <= NULL_TEXT_GAP else "not within"
-    return (
-        f"Null-text at guidance 7.5, N = {row['case']['steps']}, {found['count']} images: the median is "
-        f"{found['below_vae']:.2f} dB below its VAE round trip, the worst {found['most_below_vae']:.2f}: "
-        f"{verb} the {NULL_TEXT_GAP:g} dB asked for."
-    )
-
-
-def _white_verdict(rows: Sequence[Row]) -> str:
-    found = of(rows, "white")
-    if not found:
-        return ""
-    failed = [f"{r['case']['name']} in {r['case']['dtype']}" for r in found if "failed" in r]
-    exact = [row for row in found if row["case"]["method"]["class"] in EXACT and "figures" in row]
-    low = [
-        f"{row['case']['name']} in {row['case']['dtype']} ({row['figures']['white']['psnr_to_vae']:.1f})"
-        for row in exact
-        if row["figures"]["white"]["psnr_to_vae"] is not None and row["figures"]["white"]["psnr_to_vae"] < WHITE_FLOOR
-    ]
-    finite = f"not finite for {', '.join(failed)}" if failed else f"finite in all {len(found)} runs"
-    held = f"below {WHITE_FLOOR:g} dB: {', '.join(low)}" if low else f"all at {WHITE_FLOOR:g} dB or more"
-    return f"Plain white image: {finite}; methods that claim to return exactly, image to VAE: {held}."
 
 
 def at_one(rows: Sequence[Row]) -> str:
@@ -270,7 +230,6 @@ def early(rows: Sequence[Row]) -> str:
 
 
 SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
-    "What was asked for": wanted,
     "Guidance 1": at_one,
     "By kind of image": by_kind,
     "Guidance 3 and 7.5": guided,

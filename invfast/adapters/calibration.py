@@ -2,8 +2,8 @@
 
 An inversion walks the same way up, through latents of the same distribution at the same times. But the samples follow
 from the pipeline alone, not from an image: an inversion, its way back and every other image use one quantised network.
-On the bundled UNet ranges from here and from inversions of a sample image give the same error (.120 and .127 with all
-levels quantised, mean over 16 other images).
+On the bundled UNet one evaluation is 2.3e-2 off with ranges from here, 1.7e-2 with those of an inversion of one sample
+image (means over 10 times of 16 images).
 """
 
 from __future__ import annotations

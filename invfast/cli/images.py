@@ -35,9 +35,7 @@ def invert(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for NAME.safetensors, one an image.")],
     model: Model = "",
-    method: Annotated[
-        str, typer.Option(help="ddim, warm_start, anderson, ... (`invfast doctor` lists them).")
-    ] = "ddim",
+    method: Annotated[str, typer.Option(help="auto, ddim, warm_start, ... (`invfast doctor` lists them).")] = "auto",
     steps: Steps = 50,
     prompt: Prompts = ("",),
     guidance: Guidance = 1.0,
@@ -49,7 +47,7 @@ def invert(
     runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
-    """Find the noise of each image and save it: invfast invert cat.png dog.png -o noise --method warm_start"""
+    """Find the noise of each image and save it: invfast invert cat.png dog.png -o noise"""
     import torch
 
     import invfast
