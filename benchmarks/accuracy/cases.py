@@ -1,7 +1,7 @@
 """What is measured: one case a row, in the order in which it is run.
 
 An evaluation of the bundled UNet takes about 8 ms an image on two quiet cores in float32, and eight times as long in
-float16 and bfloat16, which such CPUs emulate. `Case.price` counts evaluations there and back, in those of float32:
+float16 and bfloat16 where a CPU emulates them. `Case.price` counts evaluations there and back, in those of float32:
 
     every method at guidance 1    80 steps of the grids 10, 20, 50 x 66 images x (evaluations a step + 1)    61 min
     guidance 3 and 7.5            50 steps x 4 and 16 images x up to 22 + 2                                  12 min

@@ -1,8 +1,8 @@
 """Latents half way there and half way back: python -m benchmarks.accuracy.midpoint; after figure 2 of EasyInv's paper.
 
 An exact inversion passes through the same latent in both directions. A row an image and model, the bundled one and its
-early checkpoint: the image, then for each method the latent at step N / 2 of the inversion, the one
-at the same node on the way back, and their difference, three times as strong.
+early checkpoint: the image, then for each method the latent at step N / 2 of the inversion, the one at the same node on
+the way back, and their difference, three times as strong.
 """
 
 from __future__ import annotations
