@@ -266,6 +266,7 @@ def test_stats_and_provenance_say_what_ran(tiny, peach):
     assert stats.seconds > 0
     assert stats.residual.shape == (4, 1)
     assert inv.provenance["method"] == repr(methods.METHODS["warm_start"])
+    assert invert(tiny, peach, **QUICK).provenance["method"] == repr(methods.METHODS["auto"])
     assert inv.provenance["schedule"] == inv.schedule.digest
     assert isinstance(inv, Inversion)
     pickle.dump(inv.provenance, io.BytesIO())  # plain values only

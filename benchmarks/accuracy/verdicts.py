@@ -43,7 +43,7 @@ def _without_trajectory(rows: Sequence[Row]) -> str:
     found = [row for row in found if "figures" in row]
     if not found:
         return ""
-    best = min(found, key=lambda row: (row["figures"]["all"]["most_below_vae"], -row["figures"]["all"]["latent_psnr"]))
+    best = min(found, key=lambda row: row["figures"]["all"]["most_below_vae"])
     figures = best["figures"]["all"]
     return (
         f" The best that stores no trajectory, {best['case']['name']}: {figures['below_vae']:.2f} dB, "

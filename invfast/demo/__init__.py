@@ -56,7 +56,7 @@ def load_pipeline(
         prediction_type: "epsilon", as trained; "v_prediction" or "sample" give the same network behind an exact
             re-parametrisation of its output, with the scheduler's config to match.
         dtype: of all weights.
-        early: UNet and text encoder as they were after about a tenth of their training: an imprecise model on purpose.
+        early: UNet and text encoder as they were after 420 of their 6,000 steps: an imprecise model on purpose.
 
     Raises:
         ValueError: unknown prediction type.
@@ -83,7 +83,7 @@ def load_pipeline(
 
 
 def load_pixel_pipeline(dtype: torch.dtype = torch.float32) -> DDPMPipeline:
-    """The bundled pixel-space pipeline: unconditional, 32 px emoji, DDPM scheduler, weights of `dtype`."""
+    """The bundled pixel-space pipeline: unconditional, emoji (B, 3, 32, 32), DDPM scheduler, weights of `dtype`."""
     with warnings.catch_warnings():  # as above
         warnings.simplefilter("ignore", FutureWarning)
         pipe = DDPMPipeline.from_pretrained(ROOT / "emoji32", torch_dtype=dtype, local_files_only=True)
