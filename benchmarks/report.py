@@ -20,21 +20,23 @@ ROOT = Path(__file__).parents[1]
 
 
 def tables(found: Iterable[dict[str, Any]]) -> str:
-    """One Markdown table a case: ms a step, times as fast as the baseline, error, share of the measured peak."""
+    """One Markdown table a case: ms a step, times as fast as the baseline, error, share of the peak, memory."""
     by_case: dict[str, list[dict[str, Any]]] = {}
     for row in found:
         by_case.setdefault(row["case"], []).append(row)
     parts = []
     for case, group in by_case.items():
-        head = "| | ms (p20 to p80) | speed | error | peak |\n|---|---|---|---|---|"
+        head = "| | ms (p20 to p80) | speed | error | peak | own GiB |\n|---|---|---|---|---|---|"
         lines = [f"\n**{case}**, one step, batch 1\n\n{head}"]
         for row in group:
             if "skipped" in row:
-                lines.append(f"| {row['runner']} | not run: {row['skipped']} | | | |")
+                lines.append(f"| {row['runner']} | not run: {row['skipped']} | | | | |")
                 continue
             ms = f"{row['p50'] * 1e3:.0f} ({row['p20'] * 1e3:.0f} to {row['p80'] * 1e3:.0f})"
             speed = "" if math.isnan(row["speed"]) else f"{row['speed']:.2f} x"
-            lines.append(f"| {row['runner']} | {ms} | {speed} | {row['error']:.0e} | {row['share_of_peak']:.0%} |")
+            own = f"{row['own_gib']:.1f}" if "own_gib" in row else ""
+            figures = f"{speed} | {row['error']:.0e} | {row['share_of_peak']:.0%} | {own}"
+            lines.append(f"| {row['runner']} | {ms} | {figures} |")
         parts.append("\n".join(lines) + f"\n\n{_place(group[-1])}\n")
     return "\n".join(parts)
 

@@ -31,7 +31,14 @@ INSTRUCTIONS = {
 
 
 def row(
-    case: str, runner: str, dtype: str, seconds: Sequence[float], error: float, flops: int, peak: float
+    case: str,
+    runner: str,
+    dtype: str,
+    seconds: Sequence[float],
+    error: float,
+    flops: int,
+    peak: float,
+    own_gib: float,
 ) -> dict[str, Any]:
     """One runner's result.
 
@@ -43,6 +50,7 @@ def row(
         error: ||d|| / ||ref|| of one evaluation against eager float32.
         flops: of one evaluation.
         peak: FLOP/s this machine reached in that dtype in the same rounds.
+        own_gib: peak of the memory it took beside the float32 weights it was given, without mapped files.
     """
     figures = percentiles(seconds)
     share = flops / figures["p50"] / peak
@@ -53,6 +61,7 @@ def row(
         **figures,
         "error": error,
         "share_of_peak": share,
+        "own_gib": own_gib,
         **place(),
     }
 

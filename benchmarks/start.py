@@ -11,20 +11,24 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import typer
 
 from benchmarks import rows
+from benchmarks.memory import Memory
 
 
 def serve(folder: str, side: int, runtime: str, dtype: str, compute: str) -> None:
     """One step of `invert` in a process of its own; prints seconds since its start, and GiB."""
-    watch = Memory()
+    with Memory() as memory:
+        figures = _one_step(folder, side, runtime, dtype, compute)
+    print(json.dumps({**figures, **{name: round(value, 2) for name, value in memory.peaks.items()}}))
+
+
+def _one_step(folder: str, side: int, runtime: str, dtype: str, compute: str) -> dict[str, Any]:
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -44,26 +48,8 @@ def serve(folder: str, side: int, runtime: str, dtype: str, compute: str) -> Non
     seconds = {name: at - born for name, at in stamps.items()}
     seconds["one_step"] = found.stats.seconds / 2
     conversion = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of the largest child, the converter
-    measured = {**seconds, **watch.peaks, "conversion_gib": conversion}
-    figures = {name: round(value, 2) for name, value in measured.items()}
-    print(json.dumps({**figures, "dtype": str(found.stats.dtype).removeprefix("torch.")}))
-
-
-class Memory(threading.Thread):
-    """Peaks of this process's own memory and of all it touches, mapped files included, in GiB; sampled."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peaks = {"own_gib": 0.0, "resident_gib": 0.0}
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            now = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.endswith("kB")}
-            for name, field in (("own_gib", "RssAnon"), ("resident_gib", "VmRSS")):
-                self.peaks[name] = max(self.peaks[name], now[field])
-            time.sleep(0.02)
+    figures = {name: round(value, 2) for name, value in {**seconds, "conversion_gib": conversion}.items()}
+    return {**figures, "dtype": str(found.stats.dtype).removeprefix("torch.")}
 
 
 def main(

@@ -20,6 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import rows
+from benchmarks.memory import Memory
 from benchmarks.networks import CASES
 from benchmarks.runners import Runner, diffusers_loop, ours, raw_openvino
 from invfast.runtimes import bfloat16_on_cpu
@@ -52,7 +53,7 @@ def test_one_step(name, benchmark, request):
     with FlopCounterMode(display=False) as counter:
         reference = diffusers_loop(F32, module, case).evaluate(x)
     flops = counter.get_total_flops()
-    runners, skipped = _ready(name, module, case, request.config.getoption("runners"))
+    runners, own_gib, skipped = _ready(name, module, case, request.config.getoption("runners"))
     times: dict[str, list[float]] = {runner: [] for runner in runners}
     peaks: dict[str, list[float]] = {RUNNERS[runner][0]: [] for runner in runners}
     errors = {name: _error(runner.evaluate(x), reference) for name, runner in runners.items()}
@@ -70,7 +71,7 @@ def test_one_step(name, benchmark, request):
     found = []
     for runner, seconds in times.items():
         dtype = RUNNERS[runner][0]
-        found.append(rows.row(name, runner, dtype, seconds[1:], errors[runner], flops, peak[dtype]))
+        found.append(rows.row(name, runner, dtype, seconds[1:], errors[runner], flops, peak[dtype], own_gib[runner]))
     for row in found:  # the machine's speed drifts: only times of one round are divided, then the median is taken
         pairs = zip(times.get(BASELINE, ()), times[row["runner"]], strict=False)
         row["speed"] = statistics.median([base / own for base, own in list(pairs)[1:]] or [math.nan])
@@ -80,7 +81,8 @@ def test_one_step(name, benchmark, request):
 
 
 def _ready(name, module, case, wanted):
-    ready, skipped = {}, {}
+    """The runners, the memory each took beside the module's until it had run once, and what was left out and why."""
+    ready, own_gib, skipped = {}, {}, {}
     for runner, (dtype, make) in RUNNERS.items():
         if wanted and not any(each in runner for each in wanted.split(",")):
             skipped[runner] = "left out of this run (--runners)"
@@ -90,10 +92,13 @@ def _ready(name, module, case, wanted):
             skipped[runner] = f"bfloat16 measured {bfloat16_on_cpu().speed:.2f} x float32 here: minutes a step"
         else:
             try:
-                ready[runner] = make(module, case)
+                with Memory() as memory:
+                    ready[runner] = make(module, case)
+                    ready[runner].step(case.inputs()["x"])
+                own_gib[runner] = memory.peaks["own_gib"] - memory.first["own_gib"]
             except RuntimeError as error:
                 skipped[runner] = str(error).splitlines()[0]
-    return ready, skipped
+    return ready, own_gib, skipped
 
 
 def _openvino_has_bfloat16() -> bool:
