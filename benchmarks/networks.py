@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -38,7 +39,7 @@ class Case:
         return {"x": drawn.pop("x"), "t": torch.tensor(501), **drawn}
 
 
-def _random(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+def _random(make: Callable[[], Any]) -> Any:
     torch.manual_seed(0)
     return make().eval().requires_grad_(False)
 
@@ -73,16 +74,38 @@ class SDXL(torch.nn.Module):
         return self.unet(x, t, encoder_hidden_states, added_cond_kwargs=added, return_dict=return_dict)
 
 
-def sd15_pipeline() -> StableDiffusionPipeline:
-    """SD1.5's shapes as a pipeline, random weights, for whole calls of `invert`."""
-    torch.manual_seed(0)
+class Encode(torch.nn.Module):
+    """A VAE's way in: pixels in [-1, 1] (B, 3, H, W) -> the posterior's mean (B, 4, h, w)."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.vae.encode(x, return_dict=False)[0].mode()
+
+
+class Decode(Encode):
+    """And out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(x, return_dict=False)[0]
+
+
+def sd15_vae() -> AutoencoderKL:
+    """Stable Diffusion 1.5's autoencoder: 84 M parameters."""
     channels = (128, 256, 512, 512)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return _random(lambda: AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, **blocks))
+
+
+def sd15_pipeline() -> StableDiffusionPipeline:
+    """SD1.5's shapes as a pipeline, random weights, for whole calls of `invert`."""
     tokenizer = demo.load_pipeline().tokenizer
     text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=1, num_attention_heads=12)
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, **blocks),
-        text_encoder=CLIPTextModel(text),
+        vae=sd15_vae(),
+        text_encoder=_random(lambda: CLIPTextModel(text)),
         tokenizer=tokenizer,
         unet=sd15(),
         scheduler=DDIMScheduler(**SCHEDULER, clip_sample=False, set_alpha_to_one=False),
@@ -100,3 +123,5 @@ CASES = {
     "SD1.5 512 px": Case(sd15, 64, (77, 768), {}),
     "SDXL 256 px": Case(lambda: _random(SDXL), 32, (77, 2048), {"text_embeds": (1280,), "time_ids": (6,)}),
 }
+VAE = {f"SD1.5's VAE, {part.__name__.lower()} 256 px": (part, 256) for part in (Encode, Decode)}
+"""Halves of an autoencoder, and the images' side."""

@@ -27,7 +27,7 @@ def tables(found: Iterable[dict[str, Any]]) -> str:
     parts = []
     for case, group in by_case.items():
         head = "| | ms (p20 to p80) | speed | error | peak | own GiB |\n|---|---|---|---|---|---|"
-        lines = [f"\n**{case}**, one step, batch 1\n\n{head}"]
+        lines = [f"\n**{case}**, batch 1\n\n{head}"]
         for row in group:
             if "skipped" in row:
                 lines.append(f"| {row['runner']} | not run: {row['skipped']} | | | | |")
@@ -120,6 +120,7 @@ def write(path: Path, mark: str, text: str) -> None:
 
 SUITES = {
     "runtimes": (tables, "README.md", "bench"),
+    "vae": (tables, "docs/runtimes.md", "vae"),
     "start": (start_tables, "docs/runtimes.md", "start"),
     "ops": (op_tables, "docs/kernels.md", "ops"),
     "outside": (outside_tables, "docs/kernels.md", "outside"),

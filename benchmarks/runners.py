@@ -85,8 +85,6 @@ def diffusers_loop(dtype: torch.dtype, module: torch.nn.Module, case: Case, comp
 
 def raw_openvino(hint: str, module: torch.nn.Module, case: Case) -> Runner:
     """OpenVINO's own conversion of the same network, static shapes, and nothing around it but the feed."""
-    import openvino
-
     inputs = case.inputs()
     names = [name for name in inputs if name not in ("x", "t")]
 
@@ -98,9 +96,35 @@ def raw_openvino(hint: str, module: torch.nn.Module, case: Case) -> Runner:
         def forward(self, x: torch.Tensor, t: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
             return self.module(x, t, **dict(zip(names, rest, strict=True)), return_dict=False)[0]
 
-    example = tuple({**inputs, "t": torch.tensor(TIME)}.values())
+    step = _by_openvino(hint, Positional(), tuple({**inputs, "t": torch.tensor(TIME)}.values()))
+    return Runner(step, lambda x: step(x).clone())
+
+
+def vae_part(hint: str, module: torch.nn.Module, example: torch.Tensor) -> Runner:
+    """Half a VAE on OpenVINO."""
+    step = _by_openvino(hint, module, (example,))
+    return Runner(step, lambda x: step(x).clone())
+
+
+def vae_part_in_torch(dtype: torch.dtype, module: torch.nn.Module, example: torch.Tensor) -> Runner:
+    """Half a VAE as `invert` and `reconstruct` run it: eager, its weights channels_last."""
+    own = private(module, dtype, torch.channels_last)
+
+    @torch.inference_mode()
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return own(x.to(dtype))
+
+    return Runner(step, step)
+
+
+def _by_openvino(
+    hint: str, module: torch.nn.Module, example: tuple[torch.Tensor, ...]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The module as a function of its first input, the others fixed; answers from a buffer that the next call fills."""
+    import openvino
+
     with torch.no_grad():
-        model = openvino.convert_model(Positional(), example_input=example)
+        model = openvino.convert_model(module, example_input=example)
     model.reshape({port: list(value.shape) for port, value in zip(model.inputs, example, strict=True)})
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
@@ -110,4 +134,4 @@ def raw_openvino(hint: str, module: torch.nn.Module, case: Case) -> Runner:
         request.infer(feed, share_inputs=True, share_outputs=True)
         return torch.from_numpy(request.get_output_tensor(0).data)
 
-    return Runner(step, lambda x: step(x).clone())
+    return step

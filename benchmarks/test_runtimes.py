@@ -1,17 +1,14 @@
-"""One step of an inversion: every runtime beside what people use today, interleaved in one run.
+"""One step of an inversion: every runtime beside what people use today, interleaved in one run. And the VAE's halves.
 
-    python -m pytest benchmarks --benchmark-only --timeout=0 -k "SD1.5 and 256" --runners "eager,OpenVINO"
+    python -m pytest benchmarks --benchmark-only --timeout=0 -k "one_step and SD1.5 and 256" --runners "eager,OpenVINO"
 
 All of SD1.5's runners at once take 27 GiB of memory; `--runners` names some, the baseline should be among them.
 
-A row a runner goes to out/bench/runtimes.jsonl; `python -m benchmarks.report` makes table and chart of them.
+A row a runner goes to out/bench/runtimes.jsonl or vae.jsonl; `python -m benchmarks.report` makes tables and a chart.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -19,11 +16,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import rows
-from benchmarks.memory import Memory
-from benchmarks.networks import CASES
-from benchmarks.runners import Runner, diffusers_loop, ours, raw_openvino
-from invfast.runtimes import bfloat16_on_cpu
+from benchmarks.interleaved import Interleaved
+from benchmarks.networks import CASES, VAE, Encode, sd15_vae
+from benchmarks.runners import Runner, diffusers_loop, ours, raw_openvino, vae_part, vae_part_in_torch
 
 F32, BF16 = torch.float32, torch.bfloat16
 RUNNERS: dict[str, tuple[str, Callable[..., Runner]]] = {
@@ -40,8 +35,12 @@ RUNNERS: dict[str, tuple[str, Callable[..., Runner]]] = {
     "invfast compile bfloat16": ("bfloat16", partial(ours, "compile", BF16)),
     "invfast openvino bfloat16": ("bfloat16", partial(ours, "openvino", BF16)),
 }
-BASELINE = "diffusers eager float32"
-ROUNDS = 11
+VAE_RUNNERS: dict[str, tuple[str, Callable[..., Runner]]] = {
+    "eager float32": ("float32", partial(vae_part_in_torch, F32)),
+    "OpenVINO float32": ("float32", partial(vae_part, "f32")),
+    "eager bfloat16": ("bfloat16", partial(vae_part_in_torch, BF16)),
+    "OpenVINO bfloat16": ("bfloat16", partial(vae_part, "bf16")),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -50,63 +49,22 @@ def test_one_step(name, benchmark, request):
     case = CASES[name]
     module = case.network()
     x = case.inputs()["x"]
+    made = {runner: (dtype, partial(make, module, case)) for runner, (dtype, make) in RUNNERS.items()}
     with FlopCounterMode(display=False) as counter:
         reference = diffusers_loop(F32, module, case).evaluate(x)
-    flops = counter.get_total_flops()
-    runners, own_gib, skipped = _ready(name, module, case, request.config.getoption("runners"))
-    times: dict[str, list[float]] = {runner: [] for runner in runners}
-    peaks: dict[str, list[float]] = {RUNNERS[runner][0]: [] for runner in runners}
-    errors = {name: _error(runner.evaluate(x), reference) for name, runner in runners.items()}
-
-    def one_round() -> None:
-        for dtype, found in peaks.items():
-            found.append(rows.gemm_flops(getattr(torch, dtype)))
-        for runner, (step, _) in runners.items():
-            began = time.perf_counter()
-            step(x)
-            times[runner].append(time.perf_counter() - began)
-
-    benchmark.pedantic(one_round, rounds=ROUNDS, iterations=1, warmup_rounds=1)
-    peak = {dtype: statistics.median(found) for dtype, found in peaks.items()}
-    found = []
-    for runner, seconds in times.items():
-        dtype = RUNNERS[runner][0]
-        found.append(rows.row(name, runner, dtype, seconds[1:], errors[runner], flops, peak[dtype], own_gib[runner]))
-    for row in found:  # the machine's speed drifts: only times of one round are divided, then the median is taken
-        pairs = zip(times.get(BASELINE, ()), times[row["runner"]], strict=False)
-        row["speed"] = statistics.median([base / own for base, own in list(pairs)[1:]] or [math.nan])
-    found += [rows.skipped(name, runner, RUNNERS[runner][0], why) for runner, why in skipped.items()]
-    benchmark.extra_info["rows"] = found
-    rows.append("runtimes", found)
+    compared = Interleaved(name, x, reference, counter.get_total_flops(), request.config.getoption("runners"))
+    compared.run(made, "runtimes", benchmark)
 
 
-def _ready(name, module, case, wanted):
-    """The runners, the memory each took beside the module's until it had run once, and what was left out and why."""
-    ready, own_gib, skipped = {}, {}, {}
-    for runner, (dtype, make) in RUNNERS.items():
-        if wanted and not any(each in runner for each in wanted.split(",")):
-            skipped[runner] = "left out of this run (--runners)"
-        elif dtype == "bfloat16" and "OpenVINO" in runner and not _openvino_has_bfloat16():
-            skipped[runner] = "this CPU has no bfloat16 arithmetic in OpenVINO"
-        elif dtype == "bfloat16" and bfloat16_on_cpu().speed < 0.5 and "64 px" not in name:
-            skipped[runner] = f"bfloat16 measured {bfloat16_on_cpu().speed:.2f} x float32 here: minutes a step"
-        else:
-            try:
-                with Memory() as memory:
-                    ready[runner] = make(module, case)
-                    ready[runner].step(case.inputs()["x"])
-                own_gib[runner] = memory.peaks["own_gib"] - memory.first["own_gib"]
-            except RuntimeError as error:
-                skipped[runner] = str(error).splitlines()[0]
-    return ready, own_gib, skipped
-
-
-def _openvino_has_bfloat16() -> bool:
-    from invfast.runtimes import RUNTIMES
-
-    return RUNTIMES["openvino"].refuses(torch.device("cpu"), BF16) is None
-
-
-def _error(got: torch.Tensor, reference: torch.Tensor) -> float:
-    """||d|| / ||ref|| of one evaluation."""
-    return ((got.float() - reference).norm() / reference.norm()).item()
+@pytest.mark.parametrize("name", VAE)
+def test_vae(name, benchmark, request):
+    """Half a VAE, as it is run and on OpenVINO."""
+    part, side = VAE[name]
+    module = part(sd15_vae())
+    shape = (1, 3, side, side) if part is Encode else (1, 4, side // 8, side // 8)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = {runner: (dtype, partial(make, module, x)) for runner, (dtype, make) in VAE_RUNNERS.items()}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        reference = module(x)
+    compared = Interleaved(name, x, reference, counter.get_total_flops(), request.config.getoption("runners"))
+    compared.run(made, "vae", benchmark)

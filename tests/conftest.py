@@ -15,7 +15,10 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # two spinning pools on two cores slow each other tenfold
+    # Two spinning pools on two cores slow each other tenfold. What tests start has one thread too: with more of them
+    # rounding is another, and random networks amplify it.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

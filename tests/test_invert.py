@@ -79,6 +79,7 @@ def test_a_batch_equals_its_images(pipe, samples):
     together = invert(pipe, images, prompts, method=method, num_inference_steps=6)
     for j in range(3):
         alone = invert(pipe, images[j], prompts[j], method=method, num_inference_steps=6)
+        assert torch.equal(alone.init_latents, together.init_latents[j : j + 1])
         assert distance(alone.latents, together.latents[j : j + 1]) < 1e-4
         assert abs(alone.stats.evaluations[0] - together.stats.evaluations[j]) <= 1
 

@@ -1,6 +1,8 @@
 """Runtimes: the same numbers as eager float32, and no work in the loop that is not the network's."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -132,6 +134,27 @@ def test_compile_is_one_graph_that_is_never_compiled_again(tiny, peach):
     invert(tiny, tiny.vae.config.scaling_factor * torch.randn(1, 4, 8, 8), num_inference_steps=7, runtime="compile")
     assert counters["stats"]["unique_graphs"] == 1
     assert torch._inductor.config.freezing is False
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.full((4,), float(factor)), requires_grad=False)
+
+    def forward(self, x, t, return_dict=False):
+        return (x * self.factor + t,)
+
+
+def test_compile_serves_any_number_of_networks_and_lets_them_go():
+    """Dynamo by itself compiles one piece of code eight times, then refuses, and keeps the results."""
+    x, t, factors = torch.ones(1, 4), torch.tensor(1), range(9)
+    modules = [Scaled(factor) for factor in factors]
+    networks = [ready("compile", module, {"x": x, "t": t}) for module in modules]
+    assert [network(x, t).tolist() for network in networks] == [[[factor + 1.0] * 4] for factor in factors]
+    kept = [weakref.ref(module.factor) for module in modules]
+    del modules, networks
+    gc.collect()
+    assert not any(each() is not None for each in kept)
 
 
 def test_a_lora_counts(peach, caplog):

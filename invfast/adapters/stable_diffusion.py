@@ -36,7 +36,8 @@ class StableDiffusion(Adapter):
             return latents
         vae = self._vae()
         pixels = images.to_pixels(image, self.pipe.vae_scale_factor, height, width)
-        x = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
+        # Each alone: rounding would differ with the batch, and a batch of large images takes gigabytes.
+        x = torch.cat([vae.encode(each).latent_dist.mode() for each in pixels.to(self.device, vae.dtype).split(1)])
         check_finite(x, "encoding")
         return (x.to(self.latent_dtype) - self._shift()) * vae.config.scaling_factor
 
@@ -49,7 +50,7 @@ class StableDiffusion(Adapter):
         """
         vae = self._vae()
         x = latents / vae.config.scaling_factor + self._shift()
-        pixels = vae.decode(x.to(vae.dtype), return_dict=False)[0]
+        pixels = torch.cat([vae.decode(each, return_dict=False)[0] for each in x.to(vae.dtype).split(1)])
         check_finite(pixels, "decoding")
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 

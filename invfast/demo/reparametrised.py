@@ -33,7 +33,9 @@ class ReparametrisedUNet(UNet2DConditionModel):
         self, sample: torch.Tensor, timestep: torch.Tensor | int, *args: Any, return_dict: bool = True, **kwargs: Any
     ) -> Any:
         out = super().forward(sample, timestep, *args, return_dict=True, **kwargs)
-        level = self._alphas_cumprod.to(sample.device)[torch.as_tensor(timestep)].reshape(-1, 1, 1, 1)
+        times = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+        # not table[times], which compilers take for a number to be read on the host
+        level = self._alphas_cumprod.to(sample.device).index_select(0, times).reshape(-1, 1, 1, 1)
         work = torch.promote_types(sample.dtype, torch.float32)
         alpha, sigma = level.sqrt().to(work), (1 - level).sqrt().to(work)
         x, eps = sample.to(work), out.sample.to(work)

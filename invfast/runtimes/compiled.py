@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import shutil
 import time
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -37,6 +38,8 @@ class Compile(Torch):
 
         cpu = spec.device.type == "cpu"
         mode = {} if cpu else {"mode": "max-autotune-no-cudagraphs"}
+        # Dynamo keeps what it made by code object, for ever, and refuses a ninth: this network's gets one of its own.
+        network.__code__ = network.__code__.replace()
         compiled = torch.compile(network, fullgraph=True, dynamic=False, **mode)
 
         @torch.inference_mode()
@@ -44,6 +47,7 @@ class Compile(Torch):
             static = {name: _uniform(value) for name, value in static_inputs.items()}
             return compiled(_uniform(x), _uniform(t), **static)
 
+        weakref.finalize(guarded, torch._dynamo.eval_frame.remove_from_cache, network.__code__)
         logger.warning("compiling %s for this size, once; a minute or more", type(module).__name__)
         began = time.perf_counter()
         # Freezing is read when the graph is lowered, which is at this first call; patched here, never set globally.
