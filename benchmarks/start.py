@@ -43,7 +43,7 @@ def _one_step(folder: str, side: int, runtime: str, dtype: str, compute: str) ->
         stamps["first_step"] = time.time()
 
     x = torch.randn(1, 4, side // 8, side // 8)
-    given = {"runtime": runtime, "dtype": compute or None, "callback_on_step_end": first_step}
+    given = {"method": "ddim", "runtime": runtime, "dtype": compute or None, "callback_on_step_end": first_step}
     found = invert(pipe, x, num_inference_steps=2, **given)
     seconds = {name: at - born for name, at in stamps.items()}
     seconds["one_step"] = found.stats.seconds / 2
