@@ -27,7 +27,7 @@ def measure(pipe: Any, image: Any, prompt: str, steps: int = 50) -> list[dict[st
     skipped = []
     for runtime, graph in VARIANTS:
         name = f"{runtime}, {'plain' if graph is False else 'CUDA graph'}"
-        given = {"num_inference_steps": steps, "runtime": runtime, "cuda_graph": graph}
+        given = {"method": "ddim", "num_inference_steps": steps, "runtime": runtime, "cuda_graph": graph}
         try:
             if runtime not in RUNTIMES:
                 raise ValueError(f"no runtime {runtime!r} in this version")
