@@ -87,7 +87,8 @@ def append(suite: str, found: Sequence[dict[str, Any]]) -> None:
 def newest(suite: str) -> list[dict[str, Any]]:
     """The newest row of each case and runner, committed ones and those of runs since.
 
-    A case's rows are of one machine, the one it was run on last. Runners that a run left out are not in it.
+    A case's rows are of one machine, the one it was run on last, in the order of their runs; cases in the order they
+    came. Runners that a run left out are not in it.
     """
     files = [path for folder in (RESULTS, FOLDER) if (path := folder / f"{suite}.jsonl").exists()]
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -96,8 +97,10 @@ def newest(suite: str) -> list[dict[str, Any]]:
         each = json.loads(line)
         machines[each["case"]] = each["machine"]
         if "left out" not in each.get("skipped", ""):
+            found.pop((each["case"], each["runner"]), None)
             found[each["case"], each["runner"]] = each
-    return [each for each in found.values() if each["machine"] == machines[each["case"]]]
+    kept = [each for each in found.values() if each["machine"] == machines[each["case"]]]
+    return sorted(kept, key=lambda each: list(machines).index(each["case"]))
 
 
 def write(path: Path, found: Sequence[dict[str, Any]]) -> None:
