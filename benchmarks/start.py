@@ -78,7 +78,7 @@ def main(
             measured = json.loads(done.stdout.splitlines()[-1])
             found = {
                 "case": f"SD1.5 {side} px",
-                "runner": f"{runtime} {measured['dtype']}, {what} cache",
+                "runner": f"{runtime} {measured['dtype']}, from {dtype} weights, {what} cache",
                 "cache": what,
                 **measured,
             }

@@ -145,6 +145,7 @@ class Scaled(torch.nn.Module):
         return (x * self.factor + t,)
 
 
+@pytest.mark.skipif(RUNTIMES["compile"].unavailable() is not None, reason="torch.compile cannot run here")
 def test_compile_serves_any_number_of_networks_and_lets_them_go():
     """Dynamo by itself compiles one piece of code eight times, then refuses, and keeps the results."""
     x, t, factors = torch.ones(1, 4), torch.tensor(1), range(9)
