@@ -1,5 +1,6 @@
-"""ONNX Runtime: eager float32's numbers from one file for every size and batch, and errors that name their causes."""
+"""ONNX Runtime: eager's numbers from one file for every size and batch, and errors that name their causes."""
 
+import copy
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,20 +35,23 @@ def test_one_file_is_eager_at_every_size_and_batch(name, tmp_path, monkeypatch):
     before = {entry.key for entry in Cache().entries()}
     make, channels, static = NETWORKS[name]
     module = make().eval()
+    exact = copy.deepcopy(module).double()  # at t = 981 the v-prediction demo cancels: eager float32 is 1e-5 away
     for batch, height, width in ((1, 8, 8), (3, 16, 8), (2, 24, 40)):
         g = torch.Generator().manual_seed(batch)
         draw = lambda *shape, g=g: torch.randn(shape, generator=g)  # noqa: E731
         inputs = {"x": draw(batch, channels, height, width), "t": torch.tensor(0)}
         inputs |= {key: draw(batch, *shape) for key, shape in static.items()}
-        eager, other = (ready(each, module, inputs) for each in ("eager", "onnxruntime"))
+        network = ready("onnxruntime", module, inputs)
         for t in (1, 501, 981):
             call = {**inputs, "t": torch.tensor(t)}
+            double = {key: value.double() if value.is_floating_point() else value for key, value in call.items()}
             with torch.inference_mode():
-                wanted, got = eager(**call), other(**call)
+                got = network(**call)
+                wanted = exact(double.pop("x"), double.pop("t"), **double, return_dict=False)[0]
             assert got.shape == wanted.shape
             assert distance(got, wanted) < STEP
         kept = got.clone()
-        other(**inputs)
+        network(**inputs)
         assert torch.equal(got, kept)  # the caller's to keep
     made = [entry for entry in Cache().entries() if entry.key not in before]
     assert len(made) <= 1
