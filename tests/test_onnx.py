@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from peft import LoraConfig
-from test_runtimes import NETWORKS, ready
+from test_runtimes import NETWORKS, inverted, ready
 from tiny import stable_diffusion
 from toy import distance
 
@@ -86,15 +86,12 @@ def test_images_that_are_done_are_left_out(tiny, samples):
 def test_sizes_that_do_not_halve_evenly_and_a_lora(peach):
     pipe = stable_diffusion()
     odd = peach.resize((88, 72))
-    wanted = invert(pipe, odd, method="ddim", num_inference_steps=3, runtime="eager").latents
-    assert (
-        distance(invert(pipe, odd, method="ddim", num_inference_steps=3, runtime="onnxruntime").latents, wanted)
-        < 3 * STEP
-    )
-    plain = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="eager").latents
+    wanted = inverted(pipe, odd, "eager")
+    assert distance(inverted(pipe, odd, "onnxruntime"), wanted) < 3 * STEP
+    plain = inverted(pipe, peach, "eager")
     pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    wanted = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="eager").latents
-    got = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="onnxruntime").latents
+    wanted = inverted(pipe, peach, "eager")
+    got = inverted(pipe, peach, "onnxruntime")
     assert distance(got, wanted) < 3 * STEP
     assert distance(got, plain) > 1e-4
 

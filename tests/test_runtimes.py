@@ -1,8 +1,6 @@
 """Runtimes: the same numbers as eager float32, and no work in the loop that is not the network's."""
 
 import copy
-import gc
-import weakref
 
 import pytest
 import torch
@@ -59,6 +57,11 @@ def ready(runtime, module, inputs):
     return RUNTIMES[runtime].prepare(own, inputs, spec)
 
 
+def inverted(pipe, image, runtime, steps=3, **options):
+    """The noise that the plain loop finds."""
+    return invert(pipe, image, method="ddim", num_inference_steps=steps, runtime=runtime, **options).latents
+
+
 # The v-prediction network is the bundled one rewritten: the operations of "sd", and the slowest to convert.
 FAST = [("openvino", name) for name in NETWORKS if name != "v_prediction"]
 SLOW = [("openvino", "v_prediction"), *(("compile", name) for name in NETWORKS)]
@@ -106,12 +109,9 @@ def test_inversions_are_eagers(runtime, tiny, samples):
 @pytest.mark.parametrize("runtime", EXPORTING)
 def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
     odd = peach.resize((88, 72))
-    wanted = invert(tiny, odd, method="ddim", num_inference_steps=3, runtime="eager")
-    assert wanted.latents.shape == (1, 4, 9, 11)
-    assert (
-        distance(invert(tiny, odd, method="ddim", num_inference_steps=3, runtime=runtime).latents, wanted.latents)
-        < 3 * STEP
-    )
+    wanted = inverted(tiny, odd, "eager")
+    assert wanted.shape == (1, 4, 9, 11)
+    assert distance(inverted(tiny, odd, runtime), wanted) < 3 * STEP
 
 
 def test_images_that_are_done_are_left_out(tiny, samples):
@@ -122,68 +122,29 @@ def test_images_that_are_done_are_left_out(tiny, samples):
     assert distance(other.latents, eager.latents) < 1e-4
 
 
-@pytest.mark.slow
-def test_compile_is_one_graph_that_is_never_compiled_again(tiny, peach):
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    runtimes.release()
-    invert(tiny, peach, num_inference_steps=50, runtime="compile")
-    counters = torch._dynamo.utils.counters
-    assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 1
-    invert(tiny, tiny.vae.config.scaling_factor * torch.randn(1, 4, 8, 8), num_inference_steps=7, runtime="compile")
-    assert counters["stats"]["unique_graphs"] == 1
-    assert torch._inductor.config.freezing is False
-
-
-class Scaled(torch.nn.Module):
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = torch.nn.Parameter(torch.full((4,), float(factor)), requires_grad=False)
-
-    def forward(self, x, t, return_dict=False):
-        return (x * self.factor + t,)
-
-
-@pytest.mark.skipif(RUNTIMES["compile"].unavailable() is not None, reason="torch.compile cannot run here")
-def test_compile_serves_any_number_of_networks_and_lets_them_go():
-    """Dynamo by itself compiles one piece of code eight times, then refuses, and keeps the results."""
-    x, t, factors = torch.ones(1, 4), torch.tensor(1), range(9)
-    modules = [Scaled(factor) for factor in factors]
-    networks = [ready("compile", module, {"x": x, "t": t}) for module in modules]
-    assert [network(x, t).tolist() for network in networks] == [[[factor + 1.0] * 4] for factor in factors]
-    kept = [weakref.ref(module.factor) for module in modules]
-    del modules, networks
-    gc.collect()
-    assert not any(each() is not None for each in kept)
-
-
 def test_a_lora_counts(peach, caplog):
     pipe = stable_diffusion()
-    plain = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="openvino").latents
+    plain = inverted(pipe, peach, "openvino")
     pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
     for scale in (1.0, 0.3):
         for part in pipe.unet.modules():
             if hasattr(part, "scaling") and isinstance(part.scaling, dict):
                 part.scaling = {"default": scale}
-        wanted = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="eager").latents
-        got = invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="openvino").latents
+        wanted = inverted(pipe, peach, "eager")
+        got = inverted(pipe, peach, "openvino")
         assert distance(got, wanted) < 3 * STEP
         assert distance(got, plain) > 1e-4
     pipe.unet.disable_adapters()
     caplog.clear()
-    assert (
-        distance(invert(pipe, peach, method="ddim", num_inference_steps=3, runtime="openvino").latents, plain)
-        < 3 * STEP
-    )
+    assert distance(inverted(pipe, peach, "openvino"), plain) < 3 * STEP
 
 
 def test_changed_weights_are_another_network(peach):
     pipe = stable_diffusion()
-    first = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino").latents
+    first = inverted(pipe, peach, "openvino", 2)
     pipe.unet.conv_out.weight.data.mul_(1.01)  # behind every version counter
-    wanted = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="eager").latents
-    got = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino").latents
+    wanted = inverted(pipe, peach, "eager", 2)
+    got = inverted(pipe, peach, "openvino", 2)
     assert distance(got, wanted) < 2 * STEP < distance(got, first)
 
 
@@ -306,8 +267,8 @@ def test_no_step_waits_for_the_device(method):
 def test_a_float16_pipeline_is_computed_in_float32(peach):
     pipe = stable_diffusion()
     pipe.unet.half()
-    wanted = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="eager", dtype="float32").latents
-    got = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino", dtype="float32").latents
+    wanted = inverted(pipe, peach, "eager", 2, dtype="float32")
+    got = inverted(pipe, peach, "openvino", 2, dtype="float32")
     assert distance(got, wanted) < 2 * STEP
 
 
@@ -315,6 +276,4 @@ def test_pixel_space_on_openvino(samples):
     pipe = DDIMPipeline(unconditional(), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     image = samples["peach"].image.resize((16, 16))
-    wanted = invert(pipe, image, method="ddim", num_inference_steps=3, runtime="eager")
-    got = invert(pipe, image, method="ddim", num_inference_steps=3, runtime="openvino")
-    assert distance(got.latents, wanted.latents) < 3 * STEP
+    assert distance(inverted(pipe, image, "openvino"), inverted(pipe, image, "eager")) < 3 * STEP

@@ -38,7 +38,7 @@ class Compile(Torch):
 
         cpu = spec.device.type == "cpu"
         mode = {} if cpu else {"mode": "max-autotune-no-cudagraphs"}
-        # Dynamo keeps what it made by code object, for ever, and refuses a ninth: this network's gets one of its own.
+        # Dynamo keeps its results by code object, for ever, and refuses the ninth: each network has one of its own.
         network.__code__ = network.__code__.replace()
         compiled = torch.compile(network, fullgraph=True, dynamic=False, **mode)
 
