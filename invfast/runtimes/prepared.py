@@ -24,7 +24,7 @@ def prepared(
         return runtime.prepare(make(), example_inputs, spec)
     shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in example_inputs.items())
     calibration = spec.calibration and repr(spec.calibration.says)
-    network = spec.identity(), spec.precomputed, spec.addresses() if runtime.shares else ()
+    network = spec.identity(), spec.precomputed, (spec.numerics, *spec.addresses()) if runtime.shares else ()
     key = (runtime.name, *network, spec.device, spec.dtype, calibration, shapes)
     if key not in _networks:
         while len(_networks) >= KEPT:  # before the new one is made, so that there are never more at once
