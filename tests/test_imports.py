@@ -11,14 +11,14 @@ ROOT = Path(invfast.__file__).parent
 
 # Part of the package -> parts it may import. "" is the package itself, that is, its public names.
 ALLOWED = {
-    "schedule": set(),
+    "schedule": {"ambient"},
     "images": set(),
     "metrics": set(),
     "arguments": set(),
     "rows": {"schedule"},
     "ops": {"kernels"},
     "methods": {"schedule", "rows", "ops"},
-    "inversion": {"schedule", "methods"},
+    "inversion": {"ambient", "schedule", "methods"},
     "digests": set(),
     "fingerprint": {"digests"},
     "ambient": set(),
