@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from invfast.locks import once
 
 
 class Measured(NamedTuple):
@@ -23,7 +24,7 @@ class Measured(NamedTuple):
         return self.speed >= 1.3 and self.error <= 2e-2
 
 
-@functools.cache
+@once
 def bfloat16_on_cpu() -> Measured:
     """One convolution, one linear layer and one attention, a few times each; some 50 ms, once a process."""
     with torch.inference_mode():
