@@ -11,6 +11,7 @@ from PIL import Image
 
 from invfast import adapters, runtimes
 from invfast.adapters import Prompts
+from invfast.ambient import neutral
 
 
 class Prepared(NamedTuple):
@@ -22,6 +23,7 @@ class Prepared(NamedTuple):
     seconds: float
 
 
+@neutral()
 def prepare(
     pipe: Any,
     *,

@@ -14,7 +14,7 @@ from tiny import stable_diffusion
 from toy import distance
 
 from invfast import invert, reconstruct, runtimes
-from invfast.digests import network_digest, weights_digest
+from invfast.fingerprint import fingerprint
 from invfast.methods import FixedPoint
 from invfast.runtimes import RUNTIMES, Spec, convert, onnx
 from invfast.runtimes.cache import Cache
@@ -53,7 +53,7 @@ def test_one_file_is_eager_at_every_size_and_batch(name, tmp_path, monkeypatch):
         kept = got.clone()
         network(**inputs)
         assert torch.equal(got, kept)  # the caller's to keep
-    of_this = network_digest(module, weights_digest(module))  # other workers' tests fill the cache too
+    of_this = fingerprint(module).exact  # other workers' tests fill the cache too
     new = (entry.inputs for entry in Cache().entries() if entry.key not in before)
     made = [inputs for inputs in new if inputs["network"] == of_this and inputs["runtime"].startswith("onnx ")]
     assert len(made) <= 1
@@ -112,7 +112,7 @@ def exported(tmp_path, monkeypatch):
     def function(module, *shape, dtype=torch.float32, tokens=12):
         example = {"x": torch.zeros(shape), "t": torch.tensor(0)}
         example["encoder_hidden_states"] = torch.zeros(shape[0], tokens, 32)
-        spec = Spec(CPU, dtype, lambda: network_digest(module, weights_digest(module)))
+        spec = Spec(CPU, dtype, lambda: fingerprint(module).exact)
         return onnx.exported(module, example, spec)
 
     function.asked = asked

@@ -11,7 +11,7 @@ from tiny import stable_diffusion
 from toy import distance
 
 from invfast import invert
-from invfast.digests import network_digest, weights_digest
+from invfast.fingerprint import fingerprint
 from invfast.runtimes import RUNTIMES, Spec, convert
 
 
@@ -27,7 +27,7 @@ def test_times_are_not_rounded_where_the_rest_is(tmp_path):
     runtime = RUNTIMES["openvino"]
     if runtime.refuses(device, torch.bfloat16):
         return  # on such a CPU the marks are all there is to see
-    spec = Spec(device, torch.bfloat16, lambda: network_digest(module, weights_digest(module)))
+    spec = Spec(device, torch.bfloat16, lambda: fingerprint(module).exact)
     network = runtime.prepare(module, inputs, spec)
     with torch.inference_mode():
         times = [torch.tensor(t) for t in (0, 981)]

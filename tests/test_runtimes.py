@@ -13,7 +13,7 @@ from toy import distance
 
 from invfast import demo, invert, prepare, reconstruct, runtimes
 from invfast.adapters.clone import private
-from invfast.digests import network_digest, weights_digest
+from invfast.fingerprint import fingerprint
 from invfast.methods import METHODS, FixedPoint, Problem
 from invfast.runtimes import RUNTIMES, Spec
 from invfast.runtimes.split import split
@@ -53,7 +53,7 @@ def ready(runtime, module, inputs):
     """A network of a runtime, in float32."""
     device, dtype = torch.device("cpu"), torch.float32
     own = private(module, dtype, RUNTIMES[runtime].memory_format(device))
-    spec = Spec(device, dtype, lambda: network_digest(module, weights_digest(module)))
+    spec = Spec(device, dtype, lambda: fingerprint(module).exact)
     return RUNTIMES[runtime].prepare(own, inputs, spec)
 
 
@@ -150,12 +150,12 @@ def test_changed_weights_are_another_network(peach):
 
 def test_digests_know_settings():
     module = stable_diffusion().unet
-    digest = network_digest(module, weights_digest(module))
-    assert digest == network_digest(copy.deepcopy(module), weights_digest(module))
+    digest = fingerprint(module).exact
+    assert digest == fingerprint(copy.deepcopy(module)).exact
     module.set_attn_processor(AttnProcessor2_0())
-    assert digest == network_digest(module, weights_digest(module))
+    assert digest == fingerprint(module).exact
     module.mid_block.attentions[0].transformer_blocks[0].attn1.scale *= 2
-    assert digest != network_digest(module, weights_digest(module))
+    assert digest != fingerprint(module).exact
 
 
 class Own:

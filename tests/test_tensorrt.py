@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from toy import distance
 
 from invfast import invert, prepare, runtimes
-from invfast.digests import network_digest, weights_digest
+from invfast.fingerprint import fingerprint
 from invfast.runtimes import RUNTIMES, Spec, ahead_of_time, engine_build, onnx, tensorrt
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.engine import Engine
@@ -50,7 +50,7 @@ class Decoder(Encoder):
 
 
 def spec_of(module, dtype, device=CPU):
-    return Spec(device, dtype, lambda: network_digest(module, weights_digest(module)))
+    return Spec(device, dtype, lambda: fingerprint(module).exact)
 
 
 @pytest.fixture

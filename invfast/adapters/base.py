@@ -15,11 +15,12 @@ import torch
 
 from invfast import runtimes
 from invfast.adapters.calibration import calibration
-from invfast.adapters.clone import is_managed, own_dtype, private
+from invfast.adapters.clone import as_it_is, own_dtype, private
 from invfast.adapters.conditioned import EMBEDS, Conditioned
 from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
 from invfast.adapters.session import alone, session
-from invfast.digests import network_digest, weights_digest
+from invfast.ambient import numerics
+from invfast.fingerprint import Fingerprint, fingerprint
 
 DTYPES = {
     str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
@@ -115,14 +116,20 @@ class Adapter(ABC):
             yield self
 
     @cached_property
-    def weights(self) -> str | None:
-        """Digest of the network's weights; None where they are offloaded."""
-        return weights_digest(self.pipe.unet)
+    def fingerprint(self) -> Fingerprint:
+        """What the network is."""
+        return fingerprint(self.pipe.unet)
 
     @property
     def identity(self) -> str:
-        """Digest of the whole network: of what it is and of its weights."""
-        return network_digest(self.pipe.unet, self.weights)
+        """Digest of the network to the letter.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        if self.fingerprint.exact is None:
+            raise ValueError(f"{type(self.pipe.unet).__name__} {self.fingerprint.unreadable}; take runtime='eager'")
+        return self.fingerprint.exact
 
     @property
     def addresses(self) -> tuple[int, ...]:
@@ -165,6 +172,7 @@ class Adapter(ABC):
             identity=lambda: self.identity,
             addresses=lambda: self.addresses,
             precomputed=self.precomputed,
+            numerics=numerics(self.device),
         )
         if self.dtype == torch.int8:
             spec = replace(spec, calibration=calibration(self.pipe, example, self._described))
@@ -227,8 +235,9 @@ class Adapter(ABC):
 
 def _opaque(module: torch.nn.Module) -> str | None:
     """Why a network must run as it is: an export loses hooks, and what a processor of the caller's records."""
-    if is_managed(module):
-        return f"{type(module).__name__} is offloaded, hooked, patched or compiled, and runs as it is"
+    why = as_it_is(module)
+    if why:
+        return f"{type(module).__name__} {why}, and runs as it is"
     for processor in getattr(module, "attn_processors", {}).values():
         if not type(processor).__module__.startswith(("diffusers.", "peft.")):
             return f"attention processor {type(processor).__name__} is the caller's own, and only Python can run it"
@@ -242,12 +251,12 @@ def _network_dtype(
     slow = device.type == "cpu"
     if asked is None:
         own = own_dtype(module)
-        return torch.float32 if own == torch.float16 and slow and not is_managed(module) else own
+        return torch.float32 if own == torch.float16 and slow and not as_it_is(module) else own
     dtype = DTYPES.get(asked) if isinstance(asked, str) else asked
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {asked!r}; expected one of {', '.join(DTYPES)}")
     if dtype == torch.float16 and slow and not elsewhere:
-        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=5)
+        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=6)
     return dtype
 
 

@@ -15,7 +15,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from invfast.adapters.clone import private
-from invfast.digests import tensor_digest, weights_digest
+from invfast.digests import tensor_digest
+from invfast.fingerprint import fingerprint
 from invfast.runtimes import Calibration
 
 TEXTS = ("", "a photo of a cat", "a house by the sea", "a portrait of a woman")
@@ -42,7 +43,7 @@ def calibration(pipe: Any, example: Static, condition: Callable[[list[str]], Sta
         )
     says = {
         "texts": list(texts),
-        "text_encoder": None if encoder is None else weights_digest(encoder),
+        "text_encoder": None if encoder is None else fingerprint(encoder).weights,
         "steps": STEPS,
         "seed": SEED,
         "shape": list(example["x"].shape[1:]),

@@ -8,7 +8,7 @@ import torch
 
 from invfast import images
 from invfast.adapters.base import Adapter, Condition, Prompts, check_finite
-from invfast.adapters.clone import is_managed, private
+from invfast.adapters.clone import as_it_is, own_dtype, private
 from invfast.locks import lock_of
 
 
@@ -38,7 +38,7 @@ class StableDiffusion(Adapter):
         vae = self._vae()
         pixels = images.to_pixels(image, self.pipe.vae_scale_factor, height, width)
         # Each alone: rounding would differ with the batch, and a batch of large images takes gigabytes.
-        x = torch.cat([vae.encode(each).latent_dist.mode() for each in pixels.to(self.device, vae.dtype).split(1)])
+        x = torch.cat([vae.encode(each).latent_dist.mode() for each in pixels.to(self.device, own_dtype(vae)).split(1)])
         check_finite(x, "encoding")
         return (x.to(self.latent_dtype) - self._shift()) * vae.config.scaling_factor
 
@@ -51,7 +51,7 @@ class StableDiffusion(Adapter):
         """
         vae = self._vae()
         x = latents / vae.config.scaling_factor + self._shift()
-        pixels = torch.cat([vae.decode(each, return_dict=False)[0] for each in x.to(vae.dtype).split(1)])
+        pixels = torch.cat([vae.decode(each, return_dict=False)[0] for each in x.to(own_dtype(vae)).split(1)])
         check_finite(pixels, "decoding")
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
@@ -95,13 +95,14 @@ class StableDiffusion(Adapter):
     def _vae(self) -> torch.nn.Module:
         """The VAE in its own dtype, but float32 for a float16 one that overflows or sits on a CPU.
 
-        Under hooks it stays what it is: they place and cast it.
+        Under hooks, or quantised, it stays what it is.
         """
         vae = self.pipe.vae
-        if is_managed(vae):
+        if as_it_is(vae):
             return vae
-        half = vae.dtype == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
-        return private(vae, torch.float32 if half else vae.dtype, self.runtime.memory_format(self.device))
+        own = own_dtype(vae)
+        half = own == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
+        return private(vae, torch.float32 if half else own, self.runtime.memory_format(self.device))
 
     def _shift(self) -> float:
         return self.pipe.vae.config.get("shift_factor") or 0.0

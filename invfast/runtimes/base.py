@@ -28,10 +28,11 @@ class Spec:
     Args:
         device: where the pipeline runs.
         dtype: what the network computes in.
-        identity: the network's digest (`digests.network_digest`), computed when it is asked for.
+        identity: the network's digest (`fingerprint.Fingerprint.exact`), computed when it is asked for.
         calibration: for dtype int8.
         addresses: where the network's weights lie, computed when they are asked for.
         precomputed: parts of the network that were cut out of it.
+        numerics: how torch is set to compute float32, in words; what is compiled or recorded was so.
     """
 
     device: torch.device
@@ -40,6 +41,7 @@ class Spec:
     calibration: Calibration | None = None
     addresses: Callable[[], tuple[int, ...]] = tuple
     precomputed: tuple[str, ...] = ()
+    numerics: str = ""
 
 
 class Network(Protocol):

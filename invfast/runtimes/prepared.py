@@ -65,7 +65,7 @@ def release() -> None:
 def _key(runtime: Runtime, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Key:
     shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in example_inputs.items())
     calibration = spec.calibration and repr(spec.calibration.says)
-    network = spec.identity(), spec.precomputed, spec.addresses() if runtime.shares else ()
+    network = spec.identity(), spec.precomputed, (spec.numerics, *spec.addresses()) if runtime.shares else ()
     return (runtime.name, *network, spec.device, spec.dtype, calibration, shapes)
 
 
