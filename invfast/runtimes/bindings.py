@@ -1,4 +1,4 @@
-"""What a prepared network can use for one call at a time, infer requests, IO bindings, contexts: one for each caller."""
+"""What serves one call of a network at a time, an infer request, IO binding or context: one for each caller."""
 
 from __future__ import annotations
 
