@@ -75,9 +75,10 @@ def test_openvino_is_imported_by_one_thread(monkeypatch):
 
 
 def test_files_leave_the_umask_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask is the process's"))
     (tmp_path / "plain").write_bytes(b"")
-    write_atomically(tmp_path / "ours", b"content")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "umask", lambda mask: pytest.fail("the umask is the process's"))
+        write_atomically(tmp_path / "ours", b"content")
     assert (tmp_path / "ours").read_bytes() == b"content"
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "ours"}
@@ -100,11 +101,11 @@ def test_files_written_at_once_are_whole(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_warnings_filters_are_left_alone(tmp_path, monkeypatch):
+def test_warnings_filters_are_left_alone(monkeypatch):
     """catch_warnings changes them for all threads, and who ends last leaves another's behind."""
-    monkeypatch.setattr(warnings, "catch_warnings", lambda *_, **__: pytest.fail("the filters are the process's"))
-    next(iter(demo.load_images().values()))
-    assert images.load(demo.ROOT / "images" / "peach.png").size == (64, 64)
+    with monkeypatch.context() as patched:  # pytest itself uses it
+        patched.setattr(warnings, "catch_warnings", lambda *_, **__: pytest.fail("the filters are the process's"))
+        assert images.load(demo.ROOT / "images" / "peach.png").size == (64, 64)
 
 
 CHANGES = {
