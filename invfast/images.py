@@ -8,7 +8,6 @@ and every container is resized by the same filter.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -38,14 +37,13 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
     if not Path(path).is_file():
         raise FileNotFoundError(f"image {str(path)!r} does not exist")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(
-                        f"image {str(path)!r} is too large: {image.width} x {image.height} pixels, at most {MAX_PIXELS}"
-                    )
-                return as_rgb(image)
+        with Image.open(path, formats=FORMATS) as image:
+            most = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow only warns above its own
+            if image.width * image.height > most:
+                raise ValueError(
+                    f"image {str(path)!r} is too large: {image.width} x {image.height} pixels, at most {most}"
+                )
+            return as_rgb(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"image {str(path)!r} is not one of {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

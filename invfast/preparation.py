@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -70,7 +69,5 @@ def _model(
     make = adapters.resolve(pipe)
     if capability is None:
         return make(pipe, runtime, dtype, precompute=precompute)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "float16 on a CPU")  # nothing is computed in it here
-        own = pipe.unet.dtype if dtype is None else dtype
-        return make(pipe, runtimes.ahead_of_time(runtime, capability), own, precompute=precompute)
+    own = pipe.unet.dtype if dtype is None else dtype
+    return make(pipe, runtimes.ahead_of_time(runtime, capability), own, precompute=precompute)

@@ -143,6 +143,8 @@ def run(
         cuda_graph=take is not None,
         precomputed=model.precomputed,
     )
+    if take:
+        take.busy = False  # not before its predictor's counts are read: another thread's run starts them anew
     return found, stats
 
 

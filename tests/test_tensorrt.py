@@ -3,9 +3,12 @@
 Nothing here runs an engine; test_engine.py has how torch's tensors are bound, and that every call exists.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from together import Meeting, together
 from toy import distance
 
 from invfast import invert, prepare, runtimes
@@ -149,13 +152,15 @@ def test_the_file_in_float16_is_eager_to_rounding(own_cache, tiny):
 
 def test_engines_are_shared_and_kernels_are_kept(own_cache, monkeypatch):
     """The life of an engine on its GPU; package, file and GPU are stand-ins."""
-    loaded, built = [], []
+    loaded, built, meeting = [], [], Meeting(2)
 
     class OnGPU:
         accepts = b"made under driver 1"
 
         def __init__(self, package, path, device, kernels):
             loaded.append(kernels)
+            with meeting:
+                pass
             self.kernels_taken = kernels == self.accepts
             assert path.read_bytes() == b"engine"
 
@@ -180,9 +185,9 @@ def test_engines_are_shared_and_kernels_are_kept(own_cache, monkeypatch):
         inputs = {"x": torch.zeros(batch, 4, 8, 8), "t": torch.tensor(0), "tokens": torch.zeros(batch, 5, 6)}
         return RUNTIMES["tensorrt_rtx"].prepare(module, inputs, spec_of(module, torch.float16, GPU))
 
-    three, four = prepared(3), prepared(4)
+    three, four = together(partial(prepared, 3), partial(prepared, 4))
     assert built == [("tensorrt_rtx", 4, 86)]
-    assert loaded == [None]  # one engine for both
+    assert loaded == [None]  # one engine for both, though they came at once
     del three, four
     kept = prepared(4)
     assert loaded == [None, OnGPU.accepts]

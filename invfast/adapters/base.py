@@ -18,13 +18,13 @@ from invfast.adapters.calibration import calibration
 from invfast.adapters.clone import as_it_is, own_dtype, private
 from invfast.adapters.conditioned import EMBEDS, Conditioned
 from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
+from invfast.adapters.session import alone, session
 from invfast.ambient import numerics
 from invfast.fingerprint import Fingerprint, fingerprint
 
 DTYPES = {
     str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 }
-_MISSING = object()
 
 Condition = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]
 """The network's static inputs by name, (B, ...) each, and the unconditional ones under guidance."""
@@ -60,6 +60,7 @@ class Adapter(ABC):
     description: ClassVar[str]
     """What the pipeline must be, for the error that lists what is supported."""
 
+    @alone
     def __init__(
         self,
         pipe: Any,
@@ -70,7 +71,8 @@ class Adapter(ABC):
     ) -> None:
         self.pipe = pipe
         self.device = torch.device(pipe._execution_device)
-        asked = _network_dtype(dtype, pipe.unet, self.device)
+        elsewhere = getattr(runtime, "target", None) is not None
+        asked = _network_dtype(dtype, pipe.unet, self.device, elsewhere)
         parameters = sum(p.numel() for p in pipe.unet.parameters())
         self.runtime, self.dtype, self.reason = runtimes.resolve(
             runtime,
@@ -110,18 +112,8 @@ class Adapter(ABC):
     @contextmanager
     def session(self) -> Iterator[Adapter]:
         """Leaves the pipeline as it was: interrupt flag, progress-bar settings, offloading."""
-        names = ("_interrupt", "_progress_bar_config")
-        before = {name: self.pipe.__dict__.get(name, _MISSING) for name in names}
-        self.pipe._interrupt = False  # as diffusers does at the start of a call
-        try:
+        with session(self.pipe) as self._call:
             yield self
-        finally:
-            for name, value in before.items():
-                if value is _MISSING:
-                    self.pipe.__dict__.pop(name, None)
-                else:
-                    setattr(self.pipe, name, value)
-            self.pipe.maybe_free_model_hooks()
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -155,7 +147,7 @@ class Adapter(ABC):
 
     @property
     def interrupted(self) -> bool:
-        return bool(self.pipe._interrupt)
+        return self._call.interrupted
 
     def predictor(self, x: torch.Tensor, times: torch.Tensor, condition: Condition) -> Conditioned:
         """The network on this runtime for latents like x and a grid's times (n,), bound to its condition."""
@@ -269,7 +261,10 @@ def _ordinary(network: runtimes.Network) -> runtimes.Network:
     return call
 
 
-def _network_dtype(asked: torch.dtype | str | None, module: torch.nn.Module, device: torch.device) -> torch.dtype:
+def _network_dtype(
+    asked: torch.dtype | str | None, module: torch.nn.Module, device: torch.device, elsewhere: bool
+) -> torch.dtype:
+    """The dtype to compute in, here or, as an engine that is only built, `elsewhere`."""
     slow = device.type == "cpu"
     if asked is None:
         own = own_dtype(module)
@@ -277,8 +272,8 @@ def _network_dtype(asked: torch.dtype | str | None, module: torch.nn.Module, dev
     dtype = DTYPES.get(asked) if isinstance(asked, str) else asked
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {asked!r}; expected one of {', '.join(DTYPES)}")
-    if dtype == torch.float16 and slow:
-        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=5)
+    if dtype == torch.float16 and slow and not elsewhere:
+        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=6)
     return dtype
 
 

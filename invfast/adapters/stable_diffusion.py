@@ -9,6 +9,7 @@ import torch
 from invfast import images
 from invfast.adapters.base import Adapter, Condition, Prompts, check_finite
 from invfast.adapters.clone import as_it_is, own_dtype, private
+from invfast.locks import lock_of
 
 
 class StableDiffusion(Adapter):
@@ -78,7 +79,8 @@ class StableDiffusion(Adapter):
             self._check_embeds(embeds, batch, name)
             rows, _ = self.pipe.encode_prompt(None, self.device, 1, False, prompt_embeds=embeds)
             return rows.expand(batch, *rows.shape[1:])
-        found = {text: self.pipe.encode_prompt(text, self.device, 1, False)[0] for text in dict.fromkeys(texts)}
+        with lock_of(self.pipe.tokenizer):  # a call of it sets how it pads and truncates
+            found = {text: self.pipe.encode_prompt(text, self.device, 1, False)[0] for text in dict.fromkeys(texts)}
         return torch.cat([found[text] for text in texts])
 
     def _check_embeds(self, embeds: torch.Tensor, batch: int, name: str) -> None:

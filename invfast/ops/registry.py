@@ -6,13 +6,13 @@ the kernels of invfast.kernels. All three are held to the same checks.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from invfast.locks import once
 from invfast.ops import extension
 from invfast.ops.anderson_mix import anderson_mix
 from invfast.ops.contract import SCHEMAS, Index, check_history, check_target, check_update
@@ -92,6 +92,7 @@ def _load(name: str, device: torch.device, reason: str) -> Kernels:
     return checked(name, extension.load() if name == "cpp" else _triton(), device, reason)
 
 
+@once
 def _triton() -> Any:
     from invfast import kernels
 
@@ -126,7 +127,7 @@ def checked(name: str, found: Any, device: torch.device | str = "cpu", reason: s
     return Kernels(name, update, residual, mix, reason)
 
 
-@functools.cache
+@once
 def register(namespace: str) -> None:
     """Schemas and shapes of the three ops in a namespace, for an implementation to fill."""
     for name, schema in SCHEMAS.items():

@@ -48,6 +48,8 @@ class Network(Protocol):
     """(x, t, **static inputs) -> output of x's shape; all but t in the runtime's input dtype, x (B, C, h, w).
 
     The result is the caller's to keep: a runtime with output buffers of its own hands out copies. t is 0-d.
+    Any number of threads may call it at once. Where CUDA graphs would hold what a call computes in, it has a method
+    `caller` that gives each run a network of its own.
     """
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor: ...

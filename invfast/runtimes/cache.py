@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Cache:
             if not folder.is_dir() or "." in folder.name:
                 continue
             manifest = _manifest(folder) or {}
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            size = _size(folder)
             found.append(Entry(folder.name, size, manifest.get("inputs", {}), manifest.get("created", 0.0)))
         return iter(sorted(found, key=lambda entry: -entry.created))
 
@@ -106,10 +106,12 @@ class Cache:
         Raises:
             KeyError: there is none of this key.
         """
+        missing = KeyError(f"no cached network {key!r} in {str(self.folder)!r}")
         if key not in {entry.key for entry in self.entries()}:
-            raise KeyError(f"no cached network {key!r} in {str(self.folder)!r}")
-        lock = self.folder / f"{key}.lock"
-        with FileLock(lock):
+            raise missing
+        with FileLock(self.folder / f"{key}.lock"):
+            if not (self.folder / key).is_dir():  # another thread or process was first
+                raise missing
             shutil.rmtree(self.folder / key)
 
     def _build(self, key: str, inputs: Mapping[str, Any], build: Callable[[Path], None], doing: str) -> None:
@@ -246,6 +248,16 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _size(folder: Path) -> int:
+    """Bytes of what is there now; another thread or process may be removing it."""
+    size = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(path, name)).st_size
+    return size
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import time
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from invfast.locks import once
 from invfast.runtimes.cache import remember, remembered
 
 ROUNDS, SECONDS = 25, 0.5
@@ -30,7 +30,7 @@ class Measured(NamedTuple):
         return self.speed >= 1.3 and self.error <= 2e-2
 
 
-@functools.cache
+@once
 def bfloat16_on_cpu() -> Measured:
     """What bfloat16 is worth here, measured once a machine, in half a second, and remembered in the cache.
 
