@@ -29,7 +29,8 @@ def test_pipeline_generates(prediction):
     args = {"latents": noise, "num_inference_steps": 5, "guidance_scale": 1.0, "output_type": "latent"}
     found = pipe("noto peach", **args).images
     assert found.dtype == torch.float64
-    assert distance(found, plain("noto peach", **args).images) < 1e-10
+    wanted = plain("noto peach", **args).images
+    assert distance(found, wanted) < 5e-6  # 1e-6 a step: diffusers' coefficients are float32
 
 
 def test_unknown_prediction_type():

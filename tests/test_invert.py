@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from diffusers import LCMScheduler
-from exact import as_exact_as_eager, error, steps, steps_as_exact_as_eagers
+from exact import as_exact_as_eager, error, one_by_one, steps, steps_as_exact_as_eagers
 from PIL import Image
 from tiny import QUICK, SD, stable_diffusion
 from toy import distance, grid
@@ -80,20 +80,19 @@ def test_a_batch_equals_its_images(pipe, samples):
     names = ("peach", "astronaut", "soccer_ball")
     images, prompts = [samples[n].image for n in names], [samples[n].prompt for n in names]
     options = {"method": FixedPoint(4, "anderson", "constant", tolerance=1e-3), "num_inference_steps": 6}
-    for j, together, alone in a_batch_and_each(pipe, images, prompts, **options):
-        assert torch.equal(alone.init_latents, together.init_latents[j : j + 1])
-        assert alone.stats.evaluations[0] == together.stats.evaluations[j]
+    together, each = a_batch_and_each(pipe, images, prompts, **options)
+    assert torch.equal(torch.cat([alone.init_latents for alone in each]), together.init_latents)
+    assert [alone.stats.evaluations[0] for alone in each] == list(together.stats.evaluations)
 
 
 def a_batch_and_each(pipe, images, prompts, **options):
-    """Holds a batch to its images, each alone the eager run; yields (number, the batch's result, the image's)."""
+    """Holds a batch to its images, each alone the eager run: the batch's result, and theirs."""
     path, _ = steps(partial(invert, pipe, images, prompts, **options, dtype="float64"))
     both, together = steps(partial(invert, pipe, images, prompts, **options), path)
-    for j, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-        exact, found = ([latents[j : j + 1] for latents in run] for run in (path, both))
-        eager, alone = steps(partial(invert, pipe, image, prompt, **options), exact)
-        as_exact_as_eager(found, eager, exact)
-        yield j, together, alone
+    each = [partial(invert, pipe, *given, **options) for given in zip(images, prompts, strict=True)]
+    eager, alone = one_by_one(each, path)
+    as_exact_as_eager(both, eager, path)
+    return together, alone
 
 
 def test_more_evaluations_reconstruct_better(pipe, samples):
@@ -154,8 +153,8 @@ def test_guidance_with_equal_prompts_is_guidance_one(method, pipe, peach):
 def test_images_that_are_done_are_left_out_under_guidance(pipe, samples):
     images, prompts = [samples[n].image for n in ("peach", "cat")], ["noto peach", "photo cat"]
     options = {"method": FixedPoint(6, tolerance=2e-3), "num_inference_steps": 5, "guidance_scale": 1.5}
-    for _, together, _ in a_batch_and_each(pipe, images, prompts, **options):
-        assert together.stats.samples == 2 * sum(together.stats.evaluations)
+    together, _ = a_batch_and_each(pipe, images, prompts, **options)
+    assert together.stats.samples == 2 * sum(together.stats.evaluations)
 
 
 def test_guidance_below_one_is_one(tiny, peach):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
-from exact import as_exact_as_eager, steps, steps_as_exact_as_eagers
+from exact import as_exact_as_eager, one_by_one, steps, steps_as_exact_as_eagers
 from peft import LoraConfig
 from tiny import SD, SDXL, stable_diffusion
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,7 +79,7 @@ def inverting(pipe, image, runtime, steps=3, **options):
 
 
 def inversions_are_eagers(runtime, pipe, images, prompts, **options):
-    """There and back in a batch, as exact as eager; the two inversions, and the steps of both and of float64's."""
+    """There and back in a batch, as exact as eager; the two inversions, eager's steps and float64's."""
     there = partial(invert, pipe, images, prompts, **options)
     path, _ = steps(partial(there, runtime="eager", dtype="float64"))
     plain, wanted = steps(partial(there, runtime="eager"), path)
@@ -88,12 +88,7 @@ def inversions_are_eagers(runtime, pipe, images, prompts, **options):
     assert (got.stats.runtime, got.stats.dtype) == (runtime, torch.float32)
     back = partial(reconstruct, pipe, got, output_type="latent")
     steps_as_exact_as_eagers(partial(back, runtime=runtime), partial(back, runtime="eager"))
-    return got, wanted, (found, plain, path)
-
-
-def of_image(j, *runs):
-    """The steps of one image of a batch."""
-    return ([latents[j : j + 1] for latents in run] for run in runs)
+    return got, wanted, plain, path
 
 
 # The v-prediction network is the bundled one rewritten: the operations of "sd", and the slowest to convert.
@@ -122,11 +117,10 @@ def test_inversions_are_eagers(runtime, tiny, samples):
     prompts = ["noto peach", "photo cat", ""]
     for guidance in (1.0, 3.0):
         options = {"method": "anderson", "num_inference_steps": 4, "guidance_scale": guidance}
-        _, _, (_, plain, path) = inversions_are_eagers(runtime, tiny, images, prompts, **options)
-        for j, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            eager, exact = of_image(j, plain, path)
-            alone, _ = steps(partial(invert, tiny, image, prompt, **options, runtime=runtime), exact)
-            as_exact_as_eager(alone, eager, exact)
+        *_, plain, path = inversions_are_eagers(runtime, tiny, images, prompts, **options)
+        given = zip(images, prompts, strict=True)
+        each = [partial(invert, tiny, *one, **options, runtime=runtime) for one in given]
+        as_exact_as_eager(one_by_one(each, path)[0], plain, path)
 
 
 @pytest.mark.parametrize("runtime", EXPORTING)
@@ -139,7 +133,7 @@ def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
 def test_images_that_are_done_are_left_out(tiny, samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
     options = {"method": FixedPoint(6, "anderson", tolerance=3e-2), "num_inference_steps": 4}
-    got, wanted, _ = inversions_are_eagers("openvino", tiny, images, "", **options)
+    got, wanted, *_ = inversions_are_eagers("openvino", tiny, images, "", **options)
     assert got.stats.evaluations == wanted.stats.evaluations
 
 
