@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from invfast import adapters, arguments, images, methods, provenance, run
+from invfast import adapters, arguments, images, methods, plain, provenance, run
 from invfast.adapters import Prompts
 from invfast.arguments import Text
 from invfast.inversion import Inversion, Stats
@@ -23,9 +23,9 @@ logger = logging.getLogger("invfast")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-@dataclass
+@dataclass(eq=False)
 class Reconstruction(BaseOutput):
-    """What `reconstruct` returns.
+    """What `reconstruct` returns. Equal are two whose every field is, as with `Inversion`.
 
     Args:
         images: list of PIL images, numpy (B, H, W, 3) or torch (B, 3, H, W) in [0, 1], or the latents, by output_type.
@@ -36,6 +36,8 @@ class Reconstruction(BaseOutput):
     images: Any
     latents: torch.Tensor
     stats: Stats
+
+    __eq__ = plain.same_fields
 
 
 def invert(

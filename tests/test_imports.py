@@ -11,14 +11,16 @@ ROOT = Path(invfast.__file__).parent
 
 # Part of the package -> parts it may import. "" is the package itself, that is, its public names.
 ALLOWED = {
-    "schedule": set(),
+    "schedule": {"plain"},
     "images": set(),
     "metrics": set(),
     "arguments": set(),
+    "plain": set(),
     "rows": {"schedule"},
     "ops": {"kernels"},
-    "methods": {"schedule", "rows", "ops"},
-    "inversion": {"schedule", "methods"},
+    "methods": {"schedule", "rows", "ops", "plain"},
+    "stored": {"plain"},
+    "inversion": {"schedule", "methods", "plain", "stored"},
     "digests": set(),
     "provenance": {"schedule", "methods", "adapters", "digests"},
     "integrate": {"schedule"},
@@ -26,7 +28,7 @@ ALLOWED = {
     "run": {"integrate", "capture", "methods", "adapters", "inversion", "schedule", "arguments", "ops"},
     "runtimes": {"digests"},
     "adapters": {"schedule", "images", "runtimes", "digests"},
-    "api": {"run", "methods", "adapters", "inversion", "schedule", "images", "provenance", "arguments"},
+    "api": {"run", "methods", "adapters", "inversion", "schedule", "images", "provenance", "arguments", "plain"},
     "preparation": {"adapters", "runtimes"},
     "": {"api", "inversion", "preparation", "schedule"},
     "compare": {"api", "adapters", "images", "methods", "metrics"},

@@ -66,7 +66,7 @@ def load_pipeline(
     folder = ROOT / "emoji64"
     with warnings.catch_warnings():  # diffusers 0.42 renamed torch_dtype; older ones know no other name
         warnings.simplefilter("ignore", FutureWarning)
-        given = {"torch_dtype": dtype, "local_files_only": True}
+        given = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         parts = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel} if early else {}
         networks = {
             name: cls.from_pretrained(ROOT / "emoji64-early" / name, **given).eval() for name, cls in parts.items()
@@ -86,7 +86,9 @@ def load_pixel_pipeline(dtype: torch.dtype = torch.float32) -> DDPMPipeline:
     """The bundled pixel-space pipeline: unconditional, emoji (B, 3, 32, 32), DDPM scheduler, weights of `dtype`."""
     with warnings.catch_warnings():  # as above
         warnings.simplefilter("ignore", FutureWarning)
-        pipe = DDPMPipeline.from_pretrained(ROOT / "emoji32", torch_dtype=dtype, local_files_only=True)
+        pipe = DDPMPipeline.from_pretrained(
+            ROOT / "emoji32", torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
