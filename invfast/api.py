@@ -84,8 +84,10 @@ def invert(
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
             is a known failure (warned); below 1 is as 1.
         negative_prompt: one text or one an image, for guidance above 1.
-        prompt_embeds: (1 or B, tokens, width), in place of the prompt.
-        negative_prompt_embeds: likewise, in place of the negative prompt.
+        prompt_embeds: (1 or B, tokens, width) floats, any number of tokens, in place of the prompt. A pipeline without
+            text encoder and tokenizer takes nothing else.
+        negative_prompt_embeds: likewise, in place of the negative prompt. Under guidance the shorter of the two is
+            repeated to the longer, so one length must be a multiple of the other.
         height: resize to this, a multiple of the VAE's factor; by default the images' own, rounded down.
         width: likewise.
         generator: for methods that draw noise; a list has one an image.
@@ -182,7 +184,8 @@ def reconstruct(
         pipe: the pipeline it was made with; left untouched.
         inversion: what `invert` returned. One that was interrupted is resumed from the node it reached.
         guidance_scale: None for the inversion's own, or the one that its method was made for.
-        prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them.
+        prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them; other ones replace its
+            prompt.
         negative_prompt_embeds: likewise.
         runtime: as in `invert`.
         dtype: as in `invert`.

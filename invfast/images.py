@@ -34,8 +34,8 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a PNG, JPEG or WebP image, broken or cut short, no file, or more pixels than MAX_PIXELS or Pillow's
-            own limit.
+        ValueError: not a PNG, JPEG or WebP image, broken or cut short, a folder, or more pixels than MAX_PIXELS or
+            Pillow's own limit.
     """
     name = f"image {str(path)!r}"
     if not Path(path).exists():

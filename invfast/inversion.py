@@ -5,7 +5,6 @@ A file is one safetensors file, see `stored`.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -81,8 +80,8 @@ class Inversion:
         provenance: names, versions and digests, plain values.
 
     `len(inversion)` is the number of images; `inversion[2]` and `inversion[:4]` are inversions of some of them, which
-    `reconstruct` and `save` take like the whole. Equal are two whose every field is, bit for bit and on whatever device;
-    as it can be written to, it has no hash.
+    `reconstruct` and `save` take like the whole. Equal are two whose every field is, bit for bit, on whatever device;
+    it can be written to and so has no hash.
     """
 
     latents: torch.Tensor

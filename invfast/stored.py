@@ -107,9 +107,7 @@ def _check_records(inversion: Inversion) -> None:
     x, residual, trajectory = inversion.latents, inversion.stats.residual, inversion.trajectory
     if "latents" in inversion.state:
         raise ValueError("its state names 'latents', which are no part of it")
-    if residual is not None and (
-        residual.dtype != torch.float64 or residual.ndim != 2 or residual.shape[1] != len(x)
-    ):
+    if residual is not None and (residual.dtype != torch.float64 or residual.ndim != 2 or residual.shape[1] != len(x)):
         raise ValueError(f"residual must be float64 (steps, {len(x)}), got {residual.dtype} {tuple(residual.shape)}")
     if trajectory is not None and (
         trajectory.dtype != x.dtype or trajectory.shape[1:] != x.shape or not 1 <= len(trajectory) <= inversion.node + 1

@@ -11,7 +11,7 @@ ROOT = Path(invfast.__file__).parent
 
 # Part of the package -> parts it may import. "" is the package itself, that is, its public names.
 ALLOWED = {
-    "schedule": {"plain"},
+    "schedule": set(),
     "images": set(),
     "metrics": set(),
     "arguments": set(),

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from invfast import Inversion, demo, invert, reconstruct
 from invfast.inversion import _dtype
-from invfast.stored import digest
 from invfast.methods import METHODS, Auto, FixedPoint, ForwardStart, to_dict
+from invfast.stored import digest
 
 
 @pytest.fixture(scope="module")
