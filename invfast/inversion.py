@@ -224,6 +224,9 @@ def _check_values(values: Any) -> None:
     """The JSON of a file, by the annotations of what its values are for."""
     plain.check(values, dict, "its JSON")
     plain.check_fields(Inversion, values, "its values")
+    for name in ("node", "prompt", "negative_prompt", "guidance_scale", "provenance"):
+        if name not in values:
+            raise KeyError(name)
     for name in ("schedule", "method", "stats"):
         plain.check(values[name], dict, f"its {name}")
     plain.check_fields(Schedule, values["schedule"], "its schedule")

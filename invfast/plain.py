@@ -77,7 +77,7 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if hasattr(a, "__array__") and hasattr(b, "__array__") and hasattr(a, "ndim") and hasattr(b, "ndim"):
         return same(torch.as_tensor(a), torch.as_tensor(b))
-    return bool(a == b)
+    return bool(a == b) or bool(a != a and b != b)
 
 
 def same_fields(self: Any, other: Any) -> bool:

@@ -30,7 +30,7 @@ is 2^-18, at 3 at 2^-19.25 and at -3 at 2^-20.5 (30 Anderson evaluations a step)
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step of a grid as it is taken, in either direction.
 
@@ -68,8 +68,8 @@ class Schedule:
 
     Raises:
         ValueError: levels that do not descend, are not finite or leave [0, 1]; an unknown prediction type or compat; a
-            grid on which the network's output cannot be turned into a step (epsilon at alpha = 0, sample at sigma = 0,
-            both up to what is `NEGLIGIBLE`).
+            grid on which the network's output cannot be turned into a step: epsilon at alpha = 0, sample at sigma = 0,
+            up to what is `NEGLIGIBLE`.
     """
 
     t: torch.Tensor
@@ -85,8 +85,7 @@ class Schedule:
         source = alpha[:-1].clone() if self.source_alpha is None else _levels("source_alpha", self.source_alpha)
         if source.shape == alpha[:-1].shape:  # a node's level that was rounded on another way is still that node's
             source = torch.where((source - alpha[:-1]).abs() <= ROUNDING * alpha[:-1], alpha[:-1], source)
-        for name, value in (("t", t), ("alpha", alpha), ("source_alpha", source)):
-            object.__setattr__(self, name, value)
+        vars(self).update(t=t, alpha=alpha, source_alpha=source)  # a frozen dataclass refuses to be set
         _check_levels(self)
         _check_solvable(self)
 
@@ -254,7 +253,7 @@ def _moving(source: torch.Tensor, abar: torch.Tensor, rounding: float, chained: 
     kept, last = [], float(source[0])
     for i, (a, b) in enumerate(zip(source.tolist(), abar.tolist(), strict=True)):
         start = last if chained else a
-        if abs(start - b) > rounding * start:
+        if abs(start - b) > 2 * rounding * start:
             kept.append(i)
             last = b
     return kept

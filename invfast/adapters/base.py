@@ -29,7 +29,7 @@ Condition = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]
 """The network's static inputs by name, (B, ...) each, and the unconditional ones under guidance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """What the images show: texts, one an image, or embeddings (1 or B, tokens, width) in their place."""
 
