@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import arguments, capture, ops
 from invfast.adapters import Adapter, Condition, Prompts
-from invfast.adapters.conditioned import EMBEDS
+from invfast.adapters.conditioned import EMBEDS, alike
 from invfast.adapters.predictor import Predictor
 from invfast.ambient import numerics
 from invfast.integrate import Hooks, Run, integrate
@@ -149,8 +149,8 @@ def run(
 
 
 def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:
-    """The text embeddings of each branch, in the latents' dtype."""
-    each = [branch[EMBEDS] for branch in condition if branch and EMBEDS in branch]
+    """The text embeddings of each branch, as many tokens in each, in the latents' dtype."""
+    each = [branch[EMBEDS] for branch in alike(*condition) if branch and EMBEDS in branch]
     return tuple(value.to(model.device, model.latent_dtype) for value in each)
 
 

@@ -16,7 +16,7 @@ import torch
 from invfast import runtimes
 from invfast.adapters.calibration import calibration
 from invfast.adapters.clone import as_it_is, own_dtype, private
-from invfast.adapters.conditioned import EMBEDS, Conditioned
+from invfast.adapters.conditioned import EMBEDS, Conditioned, alike
 from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
 from invfast.adapters.session import alone, session
 from invfast.ambient import numerics
@@ -30,7 +30,7 @@ Condition = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]
 """The network's static inputs by name, (B, ...) each, and the unconditional ones under guidance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """What the images show: texts, one an image, or embeddings (1 or B, tokens, width) in their place."""
 
@@ -151,7 +151,7 @@ class Adapter(ABC):
 
     def predictor(self, x: torch.Tensor, times: torch.Tensor, condition: Condition) -> Conditioned:
         """The network on this runtime for latents like x and a grid's times (n,), bound to its condition."""
-        positive, negative = condition
+        positive, negative = alike(*condition)
         branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
         static = {
             name: (value if negative is None else torch.cat([value, negative[name]])).to(dtype)
