@@ -23,7 +23,14 @@ from invfast.digests import checksums
 _OWN = frozenset(vars(torch.nn.Module()))
 _NO_EFFECT = frozenset(
     {
-        *("_hf_hook", "_old_forward", "_hf_peft_config_loaded", "peft_config", "_is_torch_compile"),
+        *(
+            "_hf_hook",
+            "_old_forward",
+            "_hf_peft_config_loaded",
+            "peft_config",
+            "_is_torch_compile",
+            "_compiled_call_impl",
+        ),
         *("gradient_checkpointing", "_gradient_checkpointing_func", "use_slicing", "_chunk_size", "_chunk_dim"),
         *("original_attn_processors", "fused_projections", "sliceable_head_dim"),
         *("_use_memory_efficient_attention_xformers", "_use_npu_flash_attention", "set_use_memory_efficient_attention"),

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save
 
 from invfast import methods
+from invfast.ambient import neutral
 from invfast.methods import Method
 from invfast.schedule import Schedule
 
@@ -137,6 +138,7 @@ class Inversion:
         write_atomically(Path(path), save(tensors, metadata))
 
     @classmethod
+    @neutral()
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Inversion:
         """Reads what `save` wrote, bit for bit.
 

@@ -28,6 +28,7 @@ def once(function: Callable[P, T]) -> Callable[P, T]:
         with lock:
             return kept(*given, **named)
 
+    locked.cache_clear = kept.cache_clear
     return locked
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
+from invfast.ambient import neutral
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -65,6 +67,7 @@ class Schedule:
     compat: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
 
+    @neutral()
     def __post_init__(self) -> None:
         t = torch.as_tensor(self.t).to("cpu", copy=True)
         alpha = torch.as_tensor(self.alpha, dtype=torch.float64).to("cpu", copy=True)
@@ -103,6 +106,7 @@ class Schedule:
         return sha.hexdigest()
 
     @classmethod
+    @neutral()
     def from_scheduler(
         cls,
         scheduler: Any,

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from exact import steps_as_exact_as_eagers
 from tiny import stable_diffusion
-from toy import distance
 
 from invfast import invert, runtimes
 from invfast.runtimes.cache import MANIFEST, Cache, remember, remembered
@@ -152,12 +153,8 @@ def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path, pe
     content[len(content) // 2] ^= 4
     weights.write_bytes(content)
     runtimes.release()
-    pipe = stable_diffusion()
-    wanted = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="eager")
-    assert (
-        distance(invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino").latents, wanted.latents)
-        < 2e-5
-    )
+    call = partial(invert, stable_diffusion(), peach, method="ddim", num_inference_steps=2)
+    steps_as_exact_as_eagers(partial(call, runtime="openvino"), partial(call, runtime="eager"))
     assert weights.read_bytes() != content
 
 

@@ -11,7 +11,7 @@ ROOT = Path(invfast.__file__).parent
 
 # Part of the package -> parts it may import. "" is the package itself, that is, its public names.
 ALLOWED = {
-    "schedule": set(),
+    "schedule": {"ambient"},
     "images": set(),
     "metrics": set(),
     "arguments": set(),
@@ -19,7 +19,7 @@ ALLOWED = {
     "locks": set(),
     "ops": {"kernels", "locks"},
     "methods": {"schedule", "rows", "ops"},
-    "inversion": {"schedule", "methods"},
+    "inversion": {"ambient", "schedule", "methods"},
     "digests": set(),
     "fingerprint": {"digests"},
     "ambient": set(),

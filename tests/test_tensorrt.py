@@ -5,11 +5,13 @@ Nothing here runs an engine; test_engine.py has how torch's tensors are bound, a
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from exact import as_exact_as_eager
+from test_runtimes import TIMES, evaluated, ready
 from together import Meeting, together
-from toy import distance
 
 from invfast import invert, prepare, runtimes
 from invfast.fingerprint import fingerprint
@@ -145,9 +147,11 @@ def test_the_file_in_float16_is_eager_to_rounding(own_cache, tiny):
     path = onnx.exported(unet, inputs, spec_of(unet, torch.float16))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     half = {name: (value.half() if value.is_floating_point() else value).numpy() for name, value in inputs.items()}
-    with torch.inference_mode():
-        wanted = unet(inputs["x"], inputs["t"], inputs["encoder_hidden_states"], return_dict=False)[0]
-    assert distance(torch.from_numpy(session.run(None, half)[0]), wanted) < 5e-3
+    eager, exact = (
+        evaluated(ready("eager", unet, inputs, dtype), inputs, dtype) for dtype in (torch.float16, torch.float64)
+    )
+    found = [torch.from_numpy(session.run(None, {**half, "t": np.array(t)})[0]) for t in TIMES]
+    as_exact_as_eager(found, eager, exact)
 
 
 def test_engines_are_shared_and_kernels_are_kept(own_cache, monkeypatch):

@@ -178,6 +178,8 @@ class Adapter(ABC):
             spec = replace(spec, calibration=calibration(self.pipe, example, self._described))
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
         self.quantised = getattr(network, "digest", None)
+        if _opaque(self.pipe.unet):
+            network = _ordinary(network)
         # A processor of the caller's own never sees several times in one batch.
         together = self.runtime.batched_time and not _opaque(self.pipe.unet)
         return Conditioned(
@@ -242,6 +244,21 @@ def _opaque(module: torch.nn.Module) -> str | None:
         if not type(processor).__module__.startswith(("diffusers.", "peft.")):
             return f"attention processor {type(processor).__name__} is the caller's own, and only Python can run it"
     return None
+
+
+def _ordinary(network: runtimes.Network) -> runtimes.Network:
+    """The network under no_grad, as diffusers' own calls run it, where the loop is in inference mode.
+
+    What hooks and processors of the caller's keep are then tensors they may use; and sparse weights fail otherwise.
+    """
+
+    def call(x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor:
+        if not torch.is_inference_mode_enabled():
+            return network(x, t, **static_inputs)
+        with torch.inference_mode(False), torch.no_grad():
+            return network(x, t, **static_inputs)
+
+    return call
 
 
 def _network_dtype(
