@@ -147,19 +147,17 @@ def test_an_entry_is_removed_once(tmp_path, monkeypatch):
         own.remove(key)
 
 
-def test_entries_are_listed_while_they_come_and_go(tmp_path, eager_switching):
-    own = Cache(tmp_path / "cache")
+def test_entries_are_listed_while_one_is_removed(tmp_path, monkeypatch):
+    own, real = Cache(tmp_path / "cache"), os.stat
+    folder = own.entry({"a": 1}, lambda folder: [(folder / name).write_bytes(b"1") for name in "bc"], "toy")
 
-    def fill(folder):
-        for j in range(30):
-            (folder / str(j)).write_bytes(b"1")
+    def removing(path, **options):
+        found = real(path, **options)
+        if os.path.basename(path) in ("b", "c"):
+            for name in "bc":
+                (folder / name).unlink(missing_ok=True)
+        return found
 
-    def come_and_go():
-        for _ in range(10):
-            own.remove(own.entry({"a": 1}, fill, "toy").name)
-
-    def look():
-        for _ in range(100):
-            list(own.entries())
-
-    together(come_and_go, look)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", removing)
+        assert [entry.key for entry in own.entries()] == [folder.name]

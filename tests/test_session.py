@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from test_threads import TEXTS, noise
+from test_threads import TEXTS, noise, same
 from tiny import stable_diffusion
-from together import THREADS, WAIT, together
+from together import THREADS, WAIT, Meeting, together
 
 from invfast import adapters, invert
 from invfast.adapters import Prompts
@@ -107,18 +107,25 @@ def test_a_run_inside_a_callback_lowers_its_own_flag_alone():
     assert "_interrupt" not in vars(pipe)
 
 
-def test_texts_are_encoded_as_by_one_caller(eager_switching):
-    """A fast tokenizer keeps padding and truncation of its last call, and refuses two at once."""
-    pipe = stable_diffusion()
-    model = adapters.resolve(pipe)(pipe, "eager")
+def test_texts_are_encoded_for_one_caller_at_a_time():
+    """A fast tokenizer keeps padding and truncation of its last call; pipelines may share it."""
+    first, meeting = stable_diffusion(), Meeting(THREADS)
+    pipes = [first, type(first)(**first.components)] * 2
+    real = type(first).encode_prompt
+
+    def encode(self, *given, **named):
+        with meeting:
+            return real(self, *given, **named)
 
     def embedded(j):
-        return [model.condition(1, Prompts([TEXTS[j]]), 1.0)[0]["encoder_hidden_states"] for _ in range(40)]
+        return adapters.resolve(pipes[j])(pipes[j], "eager").condition(1, Prompts([TEXTS[j]]), 1.0)
 
-    found = together(*(partial(embedded, j) for j in range(THREADS)))
-    for j in range(THREADS):
-        wanted = model.condition(1, Prompts([TEXTS[j]]), 1.0)[0]["encoder_hidden_states"]
-        assert all(torch.equal(each, wanted) for each in found[j])
+    wanted = [embedded(j)[0] for j in range(THREADS)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(first), "encode_prompt", encode)
+        found = together(*(partial(embedded, j) for j in range(THREADS)))
+    assert meeting.most == 1
+    assert all(same(each[0].values(), wanted[j].values()) for j, each in enumerate(found))
 
 
 @pytest.mark.parametrize("how", ["offloaded", "cast"])
