@@ -87,14 +87,16 @@ def refine(
 def hooks(model: Adapter, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
     """The caller's callback, its tensors by name, checked both ways."""
 
-    def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
-        unknown = [name for name in names if name not in state]
-        if unknown:
-            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
-        new = callback(model.pipe, step - 1, t, {name: state[name] for name in names})
-        return arguments.replacements(new, state)
+    def on_step(step: int, t: int | float, tensors: dict[str, torch.Tensor]) -> dict | None:
+        return callback(model.pipe, step - 1, t, tensors)
 
-    return Hooks(on_step if callback else None, interrupted=lambda: model.interrupted, trajectory=trajectory)
+    return Hooks(
+        on_step if callback else None,
+        tuple(names),
+        arguments.replacements,
+        interrupted=lambda: model.interrupted,
+        trajectory=trajectory,
+    )
 
 
 def run(
