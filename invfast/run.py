@@ -139,8 +139,30 @@ def run(
         kernels=problem.kernels.name,
         cuda_graph=take is not None,
         precomputed=model.precomputed,
+        reached=reached(stepper, found.residual, predict.dtype),
     )
     return found, stats
+
+
+def reached(stepper: Stepper, residual: torch.Tensor | None, dtype: torch.dtype) -> tuple[bool, ...] | None:
+    """Of each image whether every step ended below the tolerance that the stepper promised, None where there is none.
+
+    Where one did not, the log says so.
+    """
+    tolerance = getattr(stepper, "tolerance", None)
+    if tolerance is None or residual is None:
+        return None
+    # The steps compared squares in the latents' dtype: what they took for below is, up to that dtype's rounding.
+    above = ~(residual < tolerance * (1 + 1e-6))
+    missed = above.any(0)
+    if bool(missed.any()):
+        logger.warning(
+            "%d of %d images did not reach the tolerance of %.1e: up to %d of %d steps ended above it, at up to %.1e "
+            "(%s; see stats.reached and stats.residual); more iterations, more steps or a wider dtype may reach it",
+            *(int(missed.sum()), len(missed), tolerance, int(above.sum(0).max()), len(above), float(residual.max())),
+            str(dtype).removeprefix("torch."),
+        )
+    return tuple((~missed).tolist())
 
 
 def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:

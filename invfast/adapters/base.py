@@ -18,6 +18,7 @@ from invfast.adapters.calibration import calibration
 from invfast.adapters.clone import is_managed, own_dtype, private
 from invfast.adapters.conditioned import EMBEDS, Conditioned
 from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
+from invfast.adapters.predictor import outside
 from invfast.digests import network_digest, weights_digest
 
 DTYPES = {
@@ -178,17 +179,17 @@ class Adapter(ABC):
             spec = replace(spec, calibration=calibration(self.pipe, example, self._described))
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
         self.quantised = getattr(network, "digest", None)
-        # A processor of the caller's own never sees several times in one batch.
-        together = self.runtime.batched_time and not _opaque(self.pipe.unet)
+        # Python of the caller's sees all images at every evaluation, and never several times in one batch.
+        watched = _opaque(self.pipe.unet) is not None
         return Conditioned(
-            network,
+            outside(network) if watched else network,
             static,
             len(x),
             branches,
             self.dtype,
-            self.runtime.dynamic_batch,
+            self.runtime.dynamic_batch and not watched,
             dtype,
-            together,
+            self.runtime.batched_time and not watched,
             times=table,
             prompt=before.prompt,
         )
@@ -240,6 +241,9 @@ def _opaque(module: torch.nn.Module) -> str | None:
     for processor in getattr(module, "attn_processors", {}).values():
         if not type(processor).__module__.startswith(("diffusers.", "peft.")):
             return f"attention processor {type(processor).__name__} is the caller's own, and only Python can run it"
+    every = torch.nn.modules.module
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        return "hooks on every module are registered with torch, and only Python runs them"
     return None
 
 
