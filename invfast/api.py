@@ -108,7 +108,9 @@ def invert(
             the stats name what was.
         save_trajectory: keep the latents of every node, on the CPU.
         callback_on_step_end: called as (pipe, step, t, tensors); may return tensors to replace, or set
-            `pipe._interrupt = True` to stop.
+            `pipe._interrupt = True` to stop. The tensors are ordinary copies of the state's, for the callback to keep
+            and to differentiate: it runs outside inference mode, with gradients on unless the call is under
+            `torch.no_grad()`. As in diffusers an edit in place counts, like a tensor that is returned.
         callback_on_step_end_tensor_inputs: names from the method's state.
         return_dict: False returns (latents, init_latents).
 

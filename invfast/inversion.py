@@ -39,6 +39,8 @@ class Stats:
         cuda_graph: whether its steps were captured and replayed as CUDA graphs.
         reason: why it ran in this runtime and dtype.
         precomputed: parts of the network that were computed once, before the loop.
+        reached: of each image whether every step taken ended below the tolerance that the method was given, or that its
+            target asks for; `residual` says how far off it was. None where there is no tolerance, or a budget decides.
     """
 
     evaluations: tuple[int, ...]
@@ -52,6 +54,7 @@ class Stats:
     cuda_graph: bool = False
     reason: str = ""
     precomputed: tuple[str, ...] = ()
+    reached: tuple[bool, ...] | None = None
 
     __eq__ = plain.same_fields
 
@@ -110,6 +113,7 @@ class Inversion:
             index = slice(j, j + 1)
         stats = self.stats
         residual = None if stats.residual is None else stats.residual[:, index]
+        reached = None if stats.reached is None else stats.reached[index]
         return replace(
             self,
             latents=self.latents[index],
@@ -117,7 +121,7 @@ class Inversion:
             state={name: value[index] for name, value in self.state.items()},
             prompt=None if self.prompt is None else self.prompt[index],
             negative_prompt=None if self.negative_prompt is None else self.negative_prompt[index],
-            stats=replace(stats, evaluations=stats.evaluations[index], residual=residual),
+            stats=replace(stats, evaluations=stats.evaluations[index], residual=residual, reached=reached),
             trajectory=None if self.trajectory is None else self.trajectory[:, index],
             provenance={k: v[index] if k in stored.PER_IMAGE and v else v for k, v in self.provenance.items()},
         )

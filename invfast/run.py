@@ -88,14 +88,16 @@ def refine(
 def hooks(model: Adapter, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
     """The caller's callback, its tensors by name, checked both ways."""
 
-    def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
-        unknown = [name for name in names if name not in state]
-        if unknown:
-            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
-        new = callback(model.pipe, step - 1, t, {name: state[name] for name in names})
-        return arguments.replacements(new, state)
+    def on_step(step: int, t: int | float, tensors: dict[str, torch.Tensor]) -> dict | None:
+        return callback(model.pipe, step - 1, t, tensors)
 
-    return Hooks(on_step if callback else None, interrupted=lambda: model.interrupted, trajectory=trajectory)
+    return Hooks(
+        on_step if callback else None,
+        tuple(names),
+        arguments.replacements,
+        interrupted=lambda: model.interrupted,
+        trajectory=trajectory,
+    )
 
 
 def run(
@@ -142,10 +144,32 @@ def run(
         kernels=problem.kernels.name,
         cuda_graph=take is not None,
         precomputed=model.precomputed,
+        reached=reached(stepper, found.residual, predict.dtype),
     )
     if take:
         take.busy = False  # not before its predictor's counts are read: another thread's run starts them anew
     return found, stats
+
+
+def reached(stepper: Stepper, residual: torch.Tensor | None, dtype: torch.dtype) -> tuple[bool, ...] | None:
+    """Of each image whether every step ended below the tolerance that the stepper promised, None where there is none.
+
+    Where one did not, the log says so.
+    """
+    tolerance = getattr(stepper, "tolerance", None)
+    if tolerance is None or residual is None:
+        return None
+    # The steps compared squares in the latents' dtype: what they took for below is, up to that dtype's rounding.
+    above = ~(residual < tolerance * (1 + 1e-6))
+    missed = above.any(0)
+    if bool(missed.any()):
+        logger.warning(
+            "%d of %d images did not reach the tolerance of %.1e: up to %d of %d steps ended above it, at up to %.1e "
+            "(%s; see stats.reached and stats.residual); more iterations, more steps or a wider dtype may reach it",
+            *(int(missed.sum()), len(missed), tolerance, int(above.sum(0).max()), len(above), float(residual.max())),
+            str(dtype).removeprefix("torch."),
+        )
+    return tuple((~missed).tolist())
 
 
 def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:

@@ -42,7 +42,7 @@ Made = TypeVar("Made")
 
 def metadata(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> dict[str, str]:
     """What a file of these tensors and plain values says of itself."""
-    text = json.dumps(values, sort_keys=True)
+    text = json.dumps(values, sort_keys=True, default=str)  # origin and provenance may hold what a caller put there
     return {"format": FORMAT, "schema": str(SCHEMA), "json": text, "sha256": digest(tensors, text)}
 
 

@@ -45,10 +45,12 @@ class Conditioned(Predictor):
     ) -> tuple[torch.Tensor, Pullback | None]:
         """One branch of some images, 0 the conditional one: its output, and on request how the embeddings shape it.
 
+        Where images may not be left out the network is asked for all of them, in one batch of this branch.
+
         Args:
             which: 0 or 1.
-            x, embeds: of these images alone, (n, C, h, w) and (n, tokens, width).
-            samples: which images they are.
+            x, embeds: of all images, (B, C, h, w) and (B, tokens, width).
+            samples: the n images that count, in ascending order; output and gradient are of these alone.
             gradient: whether to return, as second value, the map from a cotangent of the output to one of the
                 embeddings, in their dtype; it can be called once.
 
@@ -58,23 +60,31 @@ class Conditioned(Predictor):
         batch = len(self.evaluations)
         for j in samples:
             self.evaluations[j] += 1
-        self.samples += len(x)
-        chosen = [which * batch + j for j in samples]
+        asked = list(samples) if self.dynamic_batch else list(range(batch))
+        self.samples += len(asked)
+        chosen = [which * batch + j for j in asked]
         static = {name: value[chosen] for name, value in self.static.items() if name != EMBEDS}
-        x = x.to(self.input_dtype)
+        x, embeds = x[asked].to(self.input_dtype), embeds[asked]
+        wanted = [asked.index(j) for j in samples]
         if not gradient:
-            return self.network(x, t, **static, **{EMBEDS: self.prompt(embeds.to(self.input_dtype))}), None
-        return self._differentiable(x, t, static, embeds)
+            output = self.network(x, t, **static, **{EMBEDS: self.prompt(embeds.to(self.input_dtype))})
+            return output[wanted], None
+        return self._differentiable(x, t, static, embeds, wanted)
 
     def _differentiable(
-        self, x: torch.Tensor, t: torch.Tensor, static: dict[str, torch.Tensor], embeds: torch.Tensor
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        static: dict[str, torch.Tensor],
+        embeds: torch.Tensor,
+        wanted: list[int],
     ) -> tuple[torch.Tensor, Pullback]:
         # The loop runs in inference mode, whose tensors autograd refuses; copies made outside are ordinary ones.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = embeds.clone().requires_grad_()
             static = {name: value.clone() for name, value in static.items()}
             static[EMBEDS] = self.prompt(leaf.to(self.input_dtype))
-            output = self.network(x.clone(), t.clone(), **static)
+            output = self.network(x.clone(), t.clone(), **static)[wanted]
         if not output.requires_grad:
             raise RuntimeError(
                 "the network's output does not depend on its embeddings as far as autograd can see; remove what runs "
@@ -84,7 +94,7 @@ class Conditioned(Predictor):
         def pullback(cotangent: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode(False):
                 # Of the embeddings alone: the caller's weights keep what gradients they have.
-                return torch.autograd.grad(output, leaf, cotangent.to(output.dtype).clone())[0]
+                return torch.autograd.grad(output, leaf, cotangent.to(output.dtype).clone())[0][wanted]
 
         return output.detach(), pullback
 

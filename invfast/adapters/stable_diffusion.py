@@ -30,7 +30,7 @@ class StableDiffusion(Adapter):
         config = pipe.unet.config
         return "cross_attention_dim" in config and config.in_channels == pipe.vae.config.latent_channels
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
         """x_0 (B, C, h, w): the posterior mean times the scaling factor; latents pass through, checked.
 
@@ -47,7 +47,7 @@ class StableDiffusion(Adapter):
         check_finite(x, "encoding")
         return (x.to(self.latent_dtype) - self._shift()) * vae.config.scaling_factor
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) pixels in [0, 1], float32.
 
@@ -65,7 +65,7 @@ class StableDiffusion(Adapter):
         distilled = self.pipe.unet.config.time_cond_proj_dim is not None
         return scale if scale > 1 and not distilled else 1.0
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def condition(self, batch: int, prompts: Prompts, guidance_scale: float) -> Condition:
         static = {EMBEDS: self._embed(batch, prompts.texts, prompts.embeds, "prompt_embeds")}
         width = self.pipe.unet.config.time_cond_proj_dim

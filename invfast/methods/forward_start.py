@@ -74,6 +74,7 @@ class _Jumped:
         self.phases = getattr(self.inner, "phases", (self.steps,))
         self.reusable = getattr(self.inner, "reusable", False)
         self.iterations = getattr(self.inner, "iterations", None)
+        self.tolerance = getattr(self.inner, "tolerance", None)
         if self.iterations:
             self.begin, self.iterate, self.memory = self.inner.begin, self.inner.iterate, self.inner.memory
         self.table = problem.place(rows.jump(problem.schedule, method.steps))
