@@ -128,7 +128,7 @@ def invert(
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(len(x), prompts, guidance_scale)
-        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition)
+        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
         second = run.second(model, chosen, problem, prompts, len(x))
         stepper = chosen.inverter(problem)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
@@ -217,7 +217,7 @@ def reconstruct(
         condition = model.condition(batch, prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
             warnings.warn(f"{difference} not what the inversion was made with", stacklevel=2)
-        problem = run.problem(model, grid, scale, None, batch, kernels, condition)
+        problem = run.problem(model, grid, scale, None, batch, kernels, condition, cuda_graph)
         stepper = inversion.method.sampler(problem, inversion.node)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
         found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph)

@@ -40,15 +40,6 @@ def load() -> Any:
     """
     from invfast.ops.registry import register
 
-    register("invfast_cpp")
+    ops = register("invfast_cpp")
     torch.ops.load_library(LIBRARY)
-    return Overloads(torch.ops.invfast_cpp)
-
-
-class Overloads:
-    """The one overload of each op: calling it spares the search among overloads."""
-
-    def __init__(self, namespace: Any) -> None:
-        self.lincomb = namespace.lincomb.default
-        self.lincomb_residual = namespace.lincomb_residual.default
-        self.anderson_mix = namespace.anderson_mix.default
+    return ops
