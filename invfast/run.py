@@ -11,8 +11,9 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import arguments, capture, ops
 from invfast.adapters import Adapter, Condition, Prompts
-from invfast.adapters.conditioned import EMBEDS
+from invfast.adapters.conditioned import EMBEDS, alike
 from invfast.adapters.predictor import Predictor
+from invfast.ambient import numerics
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Stats
 from invfast.methods import Method, Problem
@@ -108,14 +109,18 @@ def run(
     hooks: Hooks,
     method: Method,
     cuda_graph: bool | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Run, Stats]:
     """All steps of `stepper`, which is the method's, under the pipeline's own progress bar.
+
+    `check` is called once the network is ready, before the first step.
 
     Raises:
         ValueError: cuda_graph=True where steps cannot be captured; says why.
     """
     grid = problem.schedule
     predict = model.predictor(state["latents"], grid.t, condition)
+    check()
     take = _captured(model, problem, stepper, predict, state, method, cuda_graph)
     if take:
         predict = take.predict
@@ -140,12 +145,14 @@ def run(
         cuda_graph=take is not None,
         precomputed=model.precomputed,
     )
+    if take:
+        take.busy = False  # not before its predictor's counts are read: another thread's run starts them anew
     return found, stats
 
 
 def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:
-    """The text embeddings of each branch, in the latents' dtype."""
-    each = [branch[EMBEDS] for branch in condition if branch and EMBEDS in branch]
+    """The text embeddings of each branch, as many tokens in each, in the latents' dtype."""
+    each = [branch[EMBEDS] for branch in alike(*condition) if branch and EMBEDS in branch]
     return tuple(value.to(model.device, model.latent_dtype) for value in each)
 
 
@@ -176,6 +183,7 @@ def _captured(
     steps = stepper.steps  # ranges of one step are equal whichever way they go
     key = (
         *(model.identity, model.addresses, model.runtime.name, model.dtype, model.device, model.precomputed, shapes),
+        numerics(model.device),
         *(problem.schedule.digest, problem.guidance_scale, problem.dtype, problem.kernels.name),
         *(type(stepper), repr(method), steps.start, steps.stop, steps.step),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from invfast.locks import once
 
 LIBRARY = Path(__file__).parents[1] / "_C.abi3.so"
 REASON = Path(__file__).parents[1] / "_C.reason"
@@ -31,7 +32,7 @@ def unavailable(kind: str = "cpu") -> str | None:
     return None
 
 
-@functools.cache
+@once
 def load() -> Any:
     """The raw ops of the extension, `torch.ops.invfast_cpp`.
 

@@ -6,13 +6,13 @@ the kernels of invfast.kernels. All three are held to the same checks.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from invfast.locks import once
 from invfast.ops import extension
 from invfast.ops.anderson_mix import anderson_mix
 from invfast.ops.contract import SCHEMAS, Index, check_history, check_target, check_update
@@ -108,7 +108,6 @@ def _load(name: str, device: torch.device, reason: str) -> Kernels:
     return checked(name, extension.load() if name == "cpp" else _triton(), device, reason)
 
 
-@functools.cache
 def _triton() -> Overloads:
     from invfast import kernels
 
@@ -153,7 +152,7 @@ class Overloads:
         self.anderson_mix = ops.anderson_mix.default
 
 
-@functools.cache
+@once
 def register(namespace: str) -> Overloads:
     """Schemas and shapes of the three ops in a namespace, for an implementation to fill: a library, or `implement`."""
     for name, schema in SCHEMAS.items():
@@ -162,7 +161,7 @@ def register(namespace: str) -> Overloads:
     return Overloads(namespace)
 
 
-@functools.cache
+@once
 def implement(namespace: str, key: str, functions: Any) -> Overloads:
     """The ops of a namespace, computed by Python functions of their names for a dispatch key."""
     ops = register(namespace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -11,6 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ logger = logging.getLogger("invfast")
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+NOTE_BYTES = 65_536
+"""The most a remembered value may take."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,15 @@ class Cache:
         folder: by default $INVFAST_CACHE, or the user's cache folder.
 
     Raises:
+        OSError: there is no such folder and it cannot be made, or no home folder is known to make it in.
         PermissionError: the folder is another user's, or others may write into it: an entry is code to be run.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        default = os.environ.get("INVFAST_CACHE") or platformdirs.user_cache_dir("invfast")
-        self.folder = Path(default) if folder is None else folder
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self.folder.stat()
+        self.folder = _default() if folder is None else folder
+        with _named(self.folder):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.folder.stat()
         if hasattr(os, "getuid") and (found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022):
             raise PermissionError(
                 f"cache folder {str(self.folder)!r} can be written to by others, and what lies there is run; "
@@ -91,7 +96,7 @@ class Cache:
             if not folder.is_dir() or "." in folder.name:
                 continue
             manifest = _manifest(folder) or {}
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            size = _size(folder)
             found.append(Entry(folder.name, size, manifest.get("inputs", {}), manifest.get("created", 0.0)))
         return iter(sorted(found, key=lambda entry: -entry.created))
 
@@ -101,10 +106,12 @@ class Cache:
         Raises:
             KeyError: there is none of this key.
         """
+        missing = KeyError(f"no cached network {key!r} in {str(self.folder)!r}")
         if key not in {entry.key for entry in self.entries()}:
-            raise KeyError(f"no cached network {key!r} in {str(self.folder)!r}")
-        lock = self.folder / f"{key}.lock"
-        with FileLock(lock):
+            raise missing
+        with FileLock(self.folder / f"{key}.lock"):
+            if not (self.folder / key).is_dir():  # another thread or process was first
+                raise missing
             shutil.rmtree(self.folder / key)
 
     def _build(self, key: str, inputs: Mapping[str, Any], build: Callable[[Path], None], doing: str) -> None:
@@ -127,6 +134,86 @@ class Cache:
             shutil.rmtree(work, ignore_errors=True)
             raise
         logger.info("made in %.0f s", time.perf_counter() - began)
+
+
+def _default() -> Path:
+    given = os.environ.get("INVFAST_CACHE")
+    if given:
+        return Path(given)
+    try:
+        found = platformdirs.user_cache_dir("invfast")
+    except RuntimeError as error:
+        raise FileNotFoundError(errno.ENOENT, f"{error}; or name a cache folder in INVFAST_CACHE") from error
+    if found.startswith("~"):  # what older versions of platformdirs give where there is no home
+        raise FileNotFoundError(errno.ENOENT, "no home folder is known; name a cache folder in INVFAST_CACHE")
+    return Path(found)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """What the operating system refuses is an error of the same class that names the cache's folder and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cache folder {str(folder)!r} cannot be used: {error}; make room and make it writable, "
+            "or name another in INVFAST_CACHE",
+        ) from error
+
+
+def remember(inputs: Mapping[str, Any], value: Any) -> None:
+    """Keeps a small value that was measured; where the cache cannot be written to, only a debug log says so.
+
+    Args:
+        inputs: plain values; all that shapes it, its own name among them.
+        value: plain, of at most NOTE_BYTES as JSON; not None, which is what `remembered` says where there is none.
+
+    Raises:
+        TypeError, ValueError: the value cannot be written as JSON, or is too large.
+    """
+    body = [inputs, value]
+    text = json.dumps({"body": body, "digest": _body_digest(body)}, allow_nan=False)
+    if len(text) > NOTE_BYTES:
+        raise ValueError(f"a value to remember takes at most {NOTE_BYTES} bytes as JSON, got {len(text)}")
+    try:
+        path = _note(Cache(), inputs)
+        handle, new = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
+        try:
+            with open(handle, "w") as file:
+                file.write(text)
+            os.replace(new, path)
+        except BaseException:
+            os.unlink(new)
+            raise
+    except OSError as error:
+        logger.debug("not remembered: %s", error)
+
+
+def remembered(inputs: Mapping[str, Any]) -> Any:
+    """What `remember` kept for these inputs, in any process; None where there is none, or none that is whole."""
+    try:
+        path = _note(Cache(), inputs)
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > NOTE_BYTES:
+            return None
+        kept = json.loads(path.read_bytes())
+        body, digest = kept["body"], kept["digest"]
+        whole = digest == _body_digest(body) and body[0] == json.loads(json.dumps(inputs))
+        return body[1] if whole else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        logger.debug("nothing remembered can be read: %s", error)
+        return None
+
+
+def _note(cache: Cache, inputs: Mapping[str, Any]) -> Path:
+    return cache.folder / f"{_key(inputs)}.note"
+
+
+def _body_digest(body: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def content(folder: Path) -> str:
@@ -161,6 +248,16 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _size(folder: Path) -> int:
+    """Bytes of what is there now; another thread or process may be removing it."""
+    size = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(path, name)).st_size
+    return size
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,6 @@ for ranges are measured on latents of that size; what stays in floating point is
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import sys
@@ -19,8 +18,10 @@ from typing import Any
 
 import torch
 
+from invfast.locks import once
 from invfast.runtimes import convert
 from invfast.runtimes.base import Exporting, Network, Spec
+from invfast.runtimes.bindings import Bindings
 from invfast.runtimes.cache import Cache, content
 from invfast.runtimes.split import split
 
@@ -75,8 +76,8 @@ class OpenVINO(Exporting):
         folder = (_quantised if int8 else _converted)(module, example_inputs, spec, inputs)
         batch = min(len(x), max(1, ROWS // (x.shape[2] * x.shape[3])))
         shapes = {name: [batch, *value.shape[1:]] if name != "t" else [] for name, value in example_inputs.items()}
-        request = self._compile(str(folder / "model.xml"), shapes, HINTS[spec.dtype])
-        network = split(_network(request, names), batch)
+        compiled = self._compile(str(folder / "model.xml"), shapes, HINTS[spec.dtype])
+        network = split(_network(compiled, names), batch)
         if int8:
             network.digest = content(folder)
         return network
@@ -87,7 +88,7 @@ class OpenVINO(Exporting):
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if self.device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
-        return _core().compile_model(model, self.device, settings).create_infer_request()
+        return _core().compile_model(model, self.device, settings)
 
 
 def _converted(
@@ -116,16 +117,19 @@ def _quantised(
     return Cache().entry({**inputs, "int8": made_from}, build, doing)
 
 
-def _network(request: Any, names: list[str]) -> Network:
+def _network(compiled: Any, names: list[str]) -> Network:
+    requests = Bindings(compiled.create_infer_request)  # one at a time each; the CPU takes them in turn
+
     def network(x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor:
         feed = [x, t.float() if t.is_floating_point() else t, *(static_inputs[name] for name in names)]
-        request.infer([value.contiguous().numpy() for value in feed], share_inputs=True, share_outputs=True)
-        return torch.from_numpy(request.get_output_tensor(0).data).clone()
+        with requests.one() as request:
+            request.infer([value.contiguous().numpy() for value in feed], share_inputs=True, share_outputs=True)
+            return torch.from_numpy(request.get_output_tensor(0).data).clone()
 
     return network
 
 
-@functools.cache
+@once
 def _core() -> Any:
     return _openvino().Core()
 
@@ -134,7 +138,7 @@ def _version() -> str:
     return _openvino().__version__
 
 
-@functools.cache
+@once
 def _openvino() -> ModuleType:
     """The module, kept from reporting its import over the network, which it does where it finds its telemetry."""
     before = sys.modules.get("openvino_telemetry")
