@@ -31,8 +31,9 @@ def problem(
     batch: int,
     kernels: str | None,
     condition: Condition = ({}, None),
+    cuda_graph: bool | None = None,
 ) -> Problem:
-    """What the method may know of this run, its kernels chosen."""
+    """What the method may know of this run, its kernels chosen for the way its steps are taken."""
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(f"generator has {len(generator)} generators for {batch} images; pass one, or one an image")
 
@@ -41,7 +42,8 @@ def problem(
         # Drawn in float32 whatever the run's dtype: a seed means one noise.
         return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
 
-    chosen = ops.resolve(model.device, kernels)
+    captured = cuda_graph is not False and model.device.type == "cuda" and model.runtime.capturable
+    chosen = ops.resolve(model.device, kernels, captured)
     scale, embeds = model.guidance(guidance_scale), _embeds(model, condition)
     return Problem(grid, scale, model.device, model.latent_dtype, draw, chosen, embeds)
 
