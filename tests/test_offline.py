@@ -17,7 +17,13 @@ import invfast
 from invfast import demo
 
 PEACH = str(demo.ROOT / "images" / "peach.png")
-CLI = "import sys; from invfast.cli import app; app(sys.argv[1:], standalone_mode=False)"
+CLI = """
+import sys, time
+from invfast.cli import app
+code = app(sys.argv[2:], standalone_mode=False)
+time.sleep(int(sys.argv[1]))
+sys.exit(code)
+"""
 LINGER = 15
 """Seconds that some processes stay: ONNX Runtime's first report was seen 9 s after it was imported."""
 
@@ -40,7 +46,7 @@ def watched(library, tmp_path):
     """Runs Python code: (what reached for a network, files outside the folders that may be written to)."""
     for name in ("home", "tmp", "out", "cache"):
         (tmp_path / name).mkdir(mode=0o700)
-    allowed = tuple(f"{tmp_path / name}/" for name in ("tmp", "out", "cache")) + ("/dev/", "/proc/")
+    allowed = (*(f"{tmp_path / name}/" for name in ("tmp", "out", "cache")), "/dev/", "/proc/")
     log = tmp_path / "log"
     env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     env |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "INVFAST_CACHE": str(tmp_path / "cache")}
@@ -92,7 +98,7 @@ def test_the_watch_sees_what_it_should(watched):
 def test_inverting_eagerly(watched):
     """Where ONNX Runtime is installed, diffusers imports it here."""
     args = ("invert", PEACH, "-o", "noise", "--steps", 2, "--runtime", "eager")
-    assert watched(CLI, *args) == ([], [])
+    assert watched(CLI, 0, *args) == ([], [])
 
 
 def test_what_the_user_says_is_kept(monkeypatch):
@@ -124,24 +130,23 @@ COMMANDS = {
     "onnxruntime": ("invert", PEACH, "-o", "noise", "--steps", 2, "--runtime", "onnxruntime"),
     "tensorrt_rtx": ("export", "--size", 64, "--runtime", "tensorrt_rtx", "--dtype", "float16", "--capability", 86),
 }
+NEEDS = {"int8": "nncf", "openvino": "openvino", "onnxruntime": "onnxruntime", "tensorrt_rtx": "tensorrt_rtx"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_runtime(name, watched):
-    """All of them installed, and the process lingers for what is reported late."""
-    for module in {"int8": ["nncf", "openvino"], "openvino": ["openvino"], "tensorrt_rtx": ["tensorrt_rtx"]}.get(
-        name, []
-    ):
-        pytest.importorskip(module)
-    assert watched(f"{CLI}; import time; time.sleep({LINGER})", *COMMANDS[name]) == ([], [])
+    """With all of them installed; and the process lingers for what is reported late."""
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    assert watched(CLI, LINGER, *COMMANDS[name]) == ([], [])
 
 
 @pytest.mark.slow
 def test_diffusers_imported_first(watched):
     """Its classes may be imported before invfast; ONNX Runtime comes with the first pipeline that is loaded."""
-    assert watched(f"{LOADED_BY_DIFFUSERS}; time.sleep({LINGER})") == ([], [])
+    assert watched(f"{LOADED_BY_DIFFUSERS}\ntime.sleep({LINGER})") == ([], [])
 
 
 @pytest.mark.slow
