@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from invfast.arguments import Text
 from invfast.inversion import Inversion, Stats
 from invfast.methods import Method
 from invfast.schedule import Schedule
+from invfast.warned import warn
 
 logger = logging.getLogger("invfast")
 
@@ -127,10 +127,9 @@ def invert(
     arguments.check_options(guidance_scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     arguments.check_generator(generator)
     if guidance_scale > 1:
-        warnings.warn(
+        warn(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
-            "invert at 1.0 and raise the guidance when you edit",
-            stacklevel=3,
+            "invert at 1.0 and raise the guidance when you edit"
         )
     opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
     model = adapters.resolve(pipe)(pipe, runtime, dtype, opaque, precompute)
@@ -232,14 +231,14 @@ def reconstruct(
         prompts = Prompts(inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(batch, prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
-            warnings.warn(f"{difference} not what the inversion was made with", stacklevel=3)
+            warn(f"{difference} not what the inversion was made with")
         problem = run.problem(model, grid, scale, None, batch, kernels, condition, cuda_graph)
         stepper = inversion.method.sampler(problem, inversion.node)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
 
         def check() -> None:
             if provenance.requantised(inversion.provenance, model):
-                warnings.warn("the int8 network is not the one that the inversion was made with", stacklevel=5)
+                warn("the int8 network is not the one that the inversion was made with")
 
         found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph, check)
         latents = found.state["latents"]
@@ -268,6 +267,8 @@ def _following(
     """The pipeline for the way back: where and as the inversion ran, as far as the caller does not say otherwise."""
     make, stats = adapters.resolve(pipe), inversion.stats
     runtime = "auto" if runtime is None else runtime
+    if stats is None:  # made by hand, from latents alone
+        return make(pipe, runtime, dtype, precompute=precompute)
     wanted = stats.runtime if runtime == "auto" else runtime, stats.dtype if dtype is None else dtype
     try:
         if wanted[1] is not dtype and stats.dtype == torch.float16 and _left_gpu(stats, pipe):
@@ -277,10 +278,9 @@ def _following(
         if wanted == (runtime, dtype):
             raise
         model = make(pipe, runtime, dtype, precompute=precompute)
-        warnings.warn(
+        warn(
             f"the inversion ran in {stats.runtime}, {_name(stats.dtype)}, and is rebuilt in {model.runtime.name}, "
-            f"{_name(model.dtype)}: {error}",
-            stacklevel=4,
+            f"{_name(model.dtype)}: {error}"
         )
     if dtype is not None and model.dtype != stats.dtype:
         logger.warning("rebuilding in %s what was inverted in %s", _name(model.dtype), _name(stats.dtype))

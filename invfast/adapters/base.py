@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from invfast.adapters.predictor import outside
 from invfast.adapters.session import alone, session
 from invfast.ambient import numerics
 from invfast.fingerprint import Fingerprint, fingerprint
+from invfast.warned import warn
 
 DTYPES = {
     str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
@@ -260,7 +260,7 @@ def _network_dtype(
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {asked!r}; expected one of {', '.join(DTYPES)}")
     if dtype == torch.float16 and slow and not elsewhere:
-        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=6)
+        warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16")
     return dtype
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from invfast.runtimes.openvino import OpenVINO
 from invfast.runtimes.prepared import prepared, prepared_networks, release
 from invfast.runtimes.selftest import bfloat16_on_cpu
 from invfast.runtimes.tensorrt import TensorRT
+from invfast.warned import warn
 
 RUNTIMES: dict[str, Runtime] = {
     "eager": Eager(),
@@ -182,7 +182,7 @@ def _is_kept(identity: Callable[[], str]) -> bool:
 
 
 def _warn(said: str) -> None:
-    warnings.warn(said, stacklevel=7)  # where `invert` was called
+    warn(said)
 
 
 def _measured(half: bool) -> str:
