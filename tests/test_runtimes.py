@@ -134,9 +134,10 @@ def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
 
 def test_images_that_are_done_are_left_out(tiny, samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
-    options = {"method": FixedPoint(6, "anderson", tolerance=3e-2), "num_inference_steps": 4}
+    # Residuals of the first step's second iteration: 6.7e-3, 8.2e-3 and 6.2e-3, all others far from the tolerance.
+    options = {"method": FixedPoint(6, "anderson", tolerance=7.4e-3), "num_inference_steps": 4}
     got, wanted, *_ = inversions_are_eagers("openvino", tiny, images, "", **options)
-    assert got.stats.evaluations == wanted.stats.evaluations
+    assert got.stats.evaluations == wanted.stats.evaluations == (20, 21, 20)
 
 
 def test_a_lora_counts(peach, caplog):
