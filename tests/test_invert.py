@@ -65,16 +65,21 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
 def test_prediction_types_give_the_same_latents(method, pipe, samples):
     images, prompts = [samples[n].image for n in ("peach", "coffee")], ["noto peach", "photo coffee"]
     inverting = partial(invert, image=images, prompt=prompts, method=method, num_inference_steps=10)
-    exact = inverting(pipe, dtype="float64")
+    path, _ = steps(partial(inverting, pipe, dtype="float64"))
+    eager, inv = steps(partial(inverting, pipe), path)
+    back = partial(reconstruct, output_type="latent")
+    path_back, _ = steps(partial(back, pipe, inv, dtype="float64"))
+    eager_back, _ = steps(partial(back, pipe, inv), path_back)
     for prediction in ("v_prediction", "sample"):
         other = demo.load_pipeline(prediction)
         assert other.scheduler.config.prediction_type == prediction
-        assert distance(inverting(other, dtype="float64").latents, exact.latents) < 1e-8
-        inv, plain, _ = steps_as_exact_as_eagers(partial(inverting, other), partial(inverting, pipe))
-        assert inv.schedule.prediction_type == prediction
-        plain = replace(plain, latents=inv.latents)
-        back = partial(reconstruct, output_type="latent")
-        steps_as_exact_as_eagers(partial(back, other, inv), partial(back, pipe, plain))
+        same, _ = steps(partial(inverting, other, dtype="float64"), path)
+        assert error(same, path) < 1e-8
+        found, own = steps(partial(inverting, other), path)
+        assert own.schedule.prediction_type == prediction
+        as_exact_as_eager(found, eager, path)
+        found, _ = steps(partial(back, other, replace(own, latents=inv.latents)), path_back)
+        as_exact_as_eager(found, eager_back, path_back)
 
 
 def test_a_batch_equals_its_images(pipe, samples):
@@ -167,7 +172,7 @@ def test_prompt_embeddings_replace_texts(pipe, peach):
     texts = zip(prompts, negative, strict=True)  # each alone, as `invert` encodes them
     rows = [pipe.encode_prompt(text, "cpu", 1, True, negative_prompt=other) for text, other in texts]
     embeds, negative_embeds = map(torch.cat, zip(*rows, strict=True))
-    options = {"guidance_scale": 2, "dtype": "float64", **QUICK}
+    options = {"method": "ddim", "guidance_scale": 2, "dtype": "float64", **QUICK}
     by_text = invert(pipe, [peach] * 2, prompts, negative_prompt=negative, **options)
     given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
     by_embeds = invert(pipe, [peach] * 2, **given, **options)
