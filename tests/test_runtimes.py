@@ -73,6 +73,22 @@ def evaluated(network, inputs, dtype=torch.float32):
         return [network(**{**inputs, "t": torch.tensor(t)}) for t in TIMES]
 
 
+def evaluations_are_eagers(runtime, name, module, *sizes):
+    """Batches of some sizes, (images, height, width), at three times each, as exact as eager; results are kept."""
+    found, eager, exact = [], [], []
+    for size in sizes:
+        inputs = drawn(name, *size)
+        network = ready(runtime, module, inputs)
+        found += evaluated(network, inputs)
+        eager += evaluated(ready("eager", module, inputs), inputs)
+        exact += evaluated(ready("eager", module, inputs, torch.float64), inputs, torch.float64)
+        got = network(**inputs)
+        kept = got.clone()
+        network(**{**inputs, "t": torch.tensor(1)})
+        assert torch.equal(got, kept)  # the caller's to keep
+    as_exact_as_eager(found, eager, exact)
+
+
 def inverting(pipe, image, runtime, steps=3, **options):
     """The plain loop from an image to its noise, to be called."""
     return partial(invert, pipe, image, method="ddim", num_inference_steps=steps, runtime=runtime, **options)
@@ -99,15 +115,7 @@ SLOW = [("openvino", "v_prediction"), *(("compile", name) for name in NETWORKS)]
 @pytest.mark.parametrize(("runtime", "name"), [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)])
 def test_one_evaluation_is_eagers(runtime, name):
     module = NETWORKS[name][0]().eval()
-    for batch, height, width in ((1, 8, 8), (3, 16, 8)):
-        inputs = drawn(name, batch, height, width)
-        eager, other = (ready(each, module, inputs) for each in ("eager", runtime))
-        exact = evaluated(ready("eager", module, inputs, torch.float64), inputs, torch.float64)
-        as_exact_as_eager(evaluated(other, inputs), evaluated(eager, inputs), exact)
-        got = other(**inputs)
-        kept = got.clone()
-        other(**{**inputs, "t": torch.tensor(1)})
-        assert torch.equal(got, kept)  # the caller's to keep
+    evaluations_are_eagers(runtime, name, module, (1, 8, 8), (3, 16, 8))
 
 
 @pytest.mark.parametrize("runtime", EXPORTING)
