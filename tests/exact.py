@@ -61,12 +61,6 @@ def steps(call: Callable[..., Any], path: Sequence[torch.Tensor] | None = None) 
     return found, result
 
 
-def one_by_one(calls: Sequence[Callable[..., Any]], path: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list]:
-    """`steps` of a batch's images, each by a call of its own, joined to those of a batch; and what each returned."""
-    alone = [steps(call, [latents[j : j + 1] for latents in path]) for j, call in enumerate(calls)]
-    return [torch.cat(each) for each in zip(*(found for found, _ in alone), strict=True)], [inv for _, inv in alone]
-
-
 def steps_as_exact_as_eagers(got: Callable[..., Any], eager: Callable[..., Any], exact=None) -> tuple[Any, Any, Any]:
     """Holds the steps of a run to the rule; the results of (got, eager, exact), their last steps their own.
 

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from diffusers import LCMScheduler
-from exact import as_exact_as_eager, error, one_by_one, steps, steps_as_exact_as_eagers
+from exact import as_exact_as_eager, error, steps, steps_as_exact_as_eagers
 from PIL import Image
 from tiny import QUICK, SD, stable_diffusion
 from toy import distance, grid
@@ -56,42 +56,47 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
         exact = [by_hand(adapter, *row) for row in rows]
         for latents, wanted in zip(inv.latents.split(1), exact, strict=True):
             assert distance(latents, wanted) < tolerance
-        single = invert(pipe, images, prompts, method=method, num_inference_steps=5).latents
-        as_exact_as_eager(single.split(1), [by_hand(eager, row.float(), *more) for row, *more in rows], exact)
+        given = zip(images, prompts, strict=True)  # a batch would round otherwise
+        single = [invert(pipe, *one, method=method, num_inference_steps=5).latents for one in given]
+        as_exact_as_eager(single, [by_hand(eager, row.float(), *more) for row, *more in rows], exact)
 
 
 @pytest.mark.parametrize("method", [DDIM(), EasyInv(), FixedPoint(2, "anderson", "linear"), ForwardStart(1)])
 def test_prediction_types_give_the_same_latents(method, pipe, samples):
     images, prompts = [samples[n].image for n in ("peach", "coffee")], ["noto peach", "photo coffee"]
     inverting = partial(invert, image=images, prompt=prompts, method=method, num_inference_steps=10)
-    exact = inverting(pipe, dtype="float64")
+    path, _ = steps(partial(inverting, pipe, dtype="float64"))
+    eager, inv = steps(partial(inverting, pipe), path)
+    back = partial(reconstruct, output_type="latent")
+    path_back, _ = steps(partial(back, pipe, inv, dtype="float64"))
+    eager_back, _ = steps(partial(back, pipe, inv), path_back)
     for prediction in ("v_prediction", "sample"):
         other = demo.load_pipeline(prediction)
         assert other.scheduler.config.prediction_type == prediction
-        assert distance(inverting(other, dtype="float64").latents, exact.latents) < 1e-8
-        inv, plain, _ = steps_as_exact_as_eagers(partial(inverting, other), partial(inverting, pipe))
-        assert inv.schedule.prediction_type == prediction
-        plain = replace(plain, latents=inv.latents)
-        back = partial(reconstruct, output_type="latent")
-        steps_as_exact_as_eagers(partial(back, other, inv), partial(back, pipe, plain))
+        same, _ = steps(partial(inverting, other, dtype="float64"), path)
+        assert error(same, path) < 1e-8
+        found, own = steps(partial(inverting, other), path)
+        assert own.schedule.prediction_type == prediction
+        as_exact_as_eager(found, eager, path)
+        found, _ = steps(partial(back, other, replace(own, latents=inv.latents)), path_back)
+        as_exact_as_eager(found, eager_back, path_back)
 
 
 def test_a_batch_equals_its_images(pipe, samples):
     names = ("peach", "astronaut", "soccer_ball")
     images, prompts = [samples[n].image for n in names], [samples[n].prompt for n in names]
     options = {"method": FixedPoint(4, "anderson", "constant", tolerance=1e-3), "num_inference_steps": 6}
-    together, each = a_batch_and_each(pipe, images, prompts, **options)
-    assert torch.equal(torch.cat([alone.init_latents for alone in each]), together.init_latents)
-    assert [alone.stats.evaluations[0] for alone in each] == list(together.stats.evaluations)
+    together, alone = a_batch_and_each(pipe, images, prompts, **options)
+    assert torch.equal(torch.cat([one.init_latents for one in alone]), together.init_latents)
+    assert [one.stats.evaluations[0] for one in alone] == list(together.stats.evaluations)
 
 
 def a_batch_and_each(pipe, images, prompts, **options):
-    """Holds a batch to its images, each alone the eager run: the batch's result, and theirs."""
-    path, _ = steps(partial(invert, pipe, images, prompts, **options, dtype="float64"))
-    both, together = steps(partial(invert, pipe, images, prompts, **options), path)
-    each = [partial(invert, pipe, *given, **options) for given in zip(images, prompts, strict=True)]
-    eager, alone = one_by_one(each, path)
-    as_exact_as_eager(both, eager, path)
+    """The result of a batch, and those of its images, equal to it. In float64: batches round otherwise than images."""
+    inverting = partial(invert, pipe, dtype="float64", **options)
+    together = inverting(images, prompts)
+    alone = [inverting(*given) for given in zip(images, prompts, strict=True)]
+    assert distance(torch.cat([one.latents for one in alone]), together.latents) < 1e-10
     return together, alone
 
 
@@ -167,7 +172,7 @@ def test_prompt_embeddings_replace_texts(pipe, peach):
     texts = zip(prompts, negative, strict=True)  # each alone, as `invert` encodes them
     rows = [pipe.encode_prompt(text, "cpu", 1, True, negative_prompt=other) for text, other in texts]
     embeds, negative_embeds = map(torch.cat, zip(*rows, strict=True))
-    options = {"guidance_scale": 2, "dtype": "float64", **QUICK}
+    options = {"method": "ddim", "guidance_scale": 2, "dtype": "float64", **QUICK}
     by_text = invert(pipe, [peach] * 2, prompts, negative_prompt=negative, **options)
     given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
     by_embeds = invert(pipe, [peach] * 2, **given, **options)

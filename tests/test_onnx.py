@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 import torch
-from exact import as_exact_as_eager, steps_as_exact_as_eagers
+from exact import steps_as_exact_as_eagers
 from peft import LoraConfig
-from test_runtimes import NETWORKS, drawn, evaluated, inversions_are_eagers, inverting, ready
+from test_runtimes import NETWORKS, evaluations_are_eagers, inversions_are_eagers, inverting
 from tiny import stable_diffusion
 from toy import distance
 
@@ -33,15 +33,7 @@ def test_one_file_is_eager_at_every_size_and_batch(name, tmp_path, monkeypatch):
         monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "cache"))
     before = {entry.key for entry in Cache().entries()}
     module = NETWORKS[name][0]().eval()
-    for batch, height, width in ((1, 8, 8), (3, 16, 8), (2, 24, 40)):
-        inputs = drawn(name, batch, height, width)
-        network, eager = (ready(each, module, inputs) for each in ("onnxruntime", "eager"))
-        exact = evaluated(ready("eager", module, inputs, torch.float64), inputs, torch.float64)
-        as_exact_as_eager(evaluated(network, inputs), evaluated(eager, inputs), exact)
-        got = network(**inputs)
-        kept = got.clone()
-        network(**{**inputs, "t": torch.tensor(1)})
-        assert torch.equal(got, kept)  # the caller's to keep
+    evaluations_are_eagers("onnxruntime", name, module, (1, 8, 8), (3, 16, 8), (2, 24, 40))
     of_this = fingerprint(module).exact  # other workers' tests fill the cache too
     new = (entry.inputs for entry in Cache().entries() if entry.key not in before)
     made = [inputs for inputs in new if inputs["network"] == of_this and inputs["runtime"].startswith("onnx ")]
@@ -59,9 +51,10 @@ def test_inversions_are_eagers(tiny, samples):
 
 def test_images_that_are_done_are_left_out(tiny, samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
-    options = {"method": FixedPoint(6, "anderson", tolerance=3e-2), "num_inference_steps": 4}
+    # Residuals of the first step's second iteration: 6.7e-3, 8.2e-3 and 6.2e-3, all others far from the tolerance.
+    options = {"method": FixedPoint(6, "anderson", tolerance=7.4e-3), "num_inference_steps": 4}
     got, wanted, *_ = inversions_are_eagers("onnxruntime", tiny, images, "", **options)
-    assert got.stats.evaluations == wanted.stats.evaluations
+    assert got.stats.evaluations == wanted.stats.evaluations == (20, 21, 20)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
-from exact import as_exact_as_eager, one_by_one, steps, steps_as_exact_as_eagers
+from exact import as_exact_as_eager, steps, steps_as_exact_as_eagers
 from peft import LoraConfig
 from tiny import SD, SDXL, stable_diffusion
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,6 +73,22 @@ def evaluated(network, inputs, dtype=torch.float32):
         return [network(**{**inputs, "t": torch.tensor(t)}) for t in TIMES]
 
 
+def evaluations_are_eagers(runtime, name, module, *sizes):
+    """Batches of some sizes, (images, height, width), at three times each, as exact as eager; results are kept."""
+    found, eager, exact = [], [], []
+    for size in sizes:
+        inputs = drawn(name, *size)
+        network = ready(runtime, module, inputs)
+        found += evaluated(network, inputs)
+        eager += evaluated(ready("eager", module, inputs), inputs)
+        exact += evaluated(ready("eager", module, inputs, torch.float64), inputs, torch.float64)
+        got = network(**inputs)
+        kept = got.clone()
+        network(**{**inputs, "t": torch.tensor(1)})
+        assert torch.equal(got, kept)  # the caller's to keep
+    as_exact_as_eager(found, eager, exact)
+
+
 def inverting(pipe, image, runtime, steps=3, **options):
     """The plain loop from an image to its noise, to be called."""
     return partial(invert, pipe, image, method="ddim", num_inference_steps=steps, runtime=runtime, **options)
@@ -99,15 +115,7 @@ SLOW = [("openvino", "v_prediction"), *(("compile", name) for name in NETWORKS)]
 @pytest.mark.parametrize(("runtime", "name"), [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)])
 def test_one_evaluation_is_eagers(runtime, name):
     module = NETWORKS[name][0]().eval()
-    for batch, height, width in ((1, 8, 8), (3, 16, 8)):
-        inputs = drawn(name, batch, height, width)
-        eager, other = (ready(each, module, inputs) for each in ("eager", runtime))
-        exact = evaluated(ready("eager", module, inputs, torch.float64), inputs, torch.float64)
-        as_exact_as_eager(evaluated(other, inputs), evaluated(eager, inputs), exact)
-        got = other(**inputs)
-        kept = got.clone()
-        other(**{**inputs, "t": torch.tensor(1)})
-        assert torch.equal(got, kept)  # the caller's to keep
+    evaluations_are_eagers(runtime, name, module, (1, 8, 8), (3, 16, 8))
 
 
 @pytest.mark.parametrize("runtime", EXPORTING)
@@ -118,9 +126,11 @@ def test_inversions_are_eagers(runtime, tiny, samples):
     for guidance in (1.0, 3.0):
         options = {"method": "anderson", "num_inference_steps": 4, "guidance_scale": guidance}
         *_, plain, path = inversions_are_eagers(runtime, tiny, images, prompts, **options)
-        given = zip(images, prompts, strict=True)
-        each = [partial(invert, tiny, *one, **options, runtime=runtime) for one in given]
-        as_exact_as_eager(one_by_one(each, path)[0], plain, path)
+        alone = []
+        for j, given in enumerate(zip(images, prompts, strict=True)):
+            exact = [latents[j : j + 1] for latents in path]
+            alone.append(steps(partial(invert, tiny, *given, **options, runtime=runtime), exact)[0])
+        as_exact_as_eager([torch.cat(each) for each in zip(*alone, strict=True)], plain, path)
 
 
 @pytest.mark.parametrize("runtime", EXPORTING)
@@ -132,9 +142,10 @@ def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
 
 def test_images_that_are_done_are_left_out(tiny, samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
-    options = {"method": FixedPoint(6, "anderson", tolerance=3e-2), "num_inference_steps": 4}
+    # Residuals of the first step's second iteration: 6.7e-3, 8.2e-3 and 6.2e-3, all others far from the tolerance.
+    options = {"method": FixedPoint(6, "anderson", tolerance=7.4e-3), "num_inference_steps": 4}
     got, wanted, *_ = inversions_are_eagers("openvino", tiny, images, "", **options)
-    assert got.stats.evaluations == wanted.stats.evaluations
+    assert got.stats.evaluations == wanted.stats.evaluations == (20, 21, 20)
 
 
 def test_a_lora_counts(peach, caplog):
