@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from invfast import adapters, arguments, images, methods, provenance, run
+from invfast import adapters, arguments, images, methods, plain, provenance, run
 from invfast.adapters import Adapter, Prompts
 from invfast.ambient import neutral
 from invfast.arguments import Text
@@ -24,9 +24,9 @@ logger = logging.getLogger("invfast")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-@dataclass
+@dataclass(eq=False)
 class Reconstruction(BaseOutput):
-    """What `reconstruct` returns.
+    """What `reconstruct` returns. Equal are two whose every field is, as with `Inversion`.
 
     Args:
         images: list of PIL images, numpy (B, H, W, 3) or torch (B, 3, H, W) in [0, 1], or the latents, by output_type.
@@ -37,6 +37,11 @@ class Reconstruction(BaseOutput):
     images: Any
     latents: torch.Tensor
     stats: Stats
+
+    __eq__ = plain.same_fields
+
+    def __ne__(self, other: object) -> bool:  # its base is a dict, which has one of its own
+        return not self == other
 
 
 @neutral()
@@ -84,8 +89,10 @@ def invert(
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
             is a known failure (warned); below 1 is as 1.
         negative_prompt: one text or one an image, for guidance above 1.
-        prompt_embeds: (1 or B, tokens, width), in place of the prompt.
-        negative_prompt_embeds: likewise, in place of the negative prompt.
+        prompt_embeds: (1 or B, tokens, width) floats, any number of tokens, in place of the prompt. A pipeline without
+            text encoder and tokenizer takes nothing else.
+        negative_prompt_embeds: likewise, in place of the negative prompt. Under guidance the shorter of the two is
+            repeated to the longer, so one length must be a multiple of the other.
         height: resize to this, a multiple of the VAE's factor; by default the images' own, rounded down.
         width: likewise.
         generator: for methods that draw noise; a list has one an image.
@@ -101,7 +108,9 @@ def invert(
             the stats name what was.
         save_trajectory: keep the latents of every node, on the CPU.
         callback_on_step_end: called as (pipe, step, t, tensors); may return tensors to replace, or set
-            `pipe._interrupt = True` to stop.
+            `pipe._interrupt = True` to stop. The tensors are ordinary copies of the state's, for the callback to keep
+            and to differentiate: it runs outside inference mode, with gradients on unless the call is under
+            `torch.no_grad()`. As in diffusers an edit in place counts, like a tensor that is returned.
         callback_on_step_end_tensor_inputs: names from the method's state.
         return_dict: False returns (latents, init_latents).
 
@@ -111,6 +120,7 @@ def invert(
     Raises:
         TypeError, ValueError: an argument that cannot be used; the message says what was expected.
         RuntimeError: a runtime asked for by name cannot run here.
+        OSError: a runtime asked for by name must export the network, and the cache cannot be used; names INVFAST_CACHE.
         FloatingPointError: latents became non-finite; names step, t, image and dtype.
     """
     chosen = methods.resolve(method)
@@ -130,7 +140,7 @@ def invert(
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(len(x), prompts, guidance_scale)
-        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition)
+        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
         second = run.second(model, chosen, problem, prompts, len(x))
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, second[1] if second else condition)
@@ -184,7 +194,8 @@ def reconstruct(
         pipe: the pipeline it was made with; left untouched.
         inversion: what `invert` returned. One that was interrupted is resumed from the node it reached.
         guidance_scale: None for the inversion's own, or the one that its method was made for.
-        prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them.
+        prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them; other ones replace its
+            prompt.
         negative_prompt_embeds: likewise.
         runtime: a name, or "auto" for the one that the inversion ran in; where that cannot run here, as in `invert`,
             and a warning.
@@ -222,7 +233,7 @@ def reconstruct(
         condition = model.condition(batch, prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
             warnings.warn(f"{difference} not what the inversion was made with", stacklevel=3)
-        problem = run.problem(model, grid, scale, None, batch, kernels, condition)
+        problem = run.problem(model, grid, scale, None, batch, kernels, condition, cuda_graph)
         stepper = inversion.method.sampler(problem, inversion.node)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,19 +26,24 @@ class Hooks:
     """What the caller wants to see or do between steps.
 
     Args:
-        on_step: (steps taken so far, time, state) -> tensors of the state to replace, or None.
+        on_step: (steps taken so far, time, tensors) -> tensors of the state to replace, or None. It is given copies,
+            ordinary tensors; what it edits in place counts as replaced.
+        shown: names of what it is given.
+        checked: (tensors, state) -> those that may replace the state's.
         progress: called after each step.
         interrupted: asked before each step; True ends the run where it stands.
         trajectory: keep the latents of every node.
     """
 
     on_step: Callable[[int, int | float, State], State | None] | None = None
+    shown: Sequence[str] = ("latents",)
+    checked: Callable[[State | None, State], State] = lambda new, state: new or {}
     progress: Callable[[], None] = lambda: None
     interrupted: Callable[[], bool] = lambda: False
     trajectory: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """State after the last step taken, how many there were, and what was recorded of them."""
 
@@ -59,7 +65,7 @@ def integrate(
         FloatingPointError: a latent became non-finite; names step, t, image and dtype. On the CPU at the step itself;
             elsewhere as soon as the device has reported it, at the latest at the end.
     """
-    begin = time.perf_counter()
+    begin, ordinary = time.perf_counter(), _ordinary()
     with torch.inference_mode():
         state = stepper.init(state)
         finite = _FiniteCheck(state["latents"].device, predict.dtype, schedule, len(stepper.steps))
@@ -75,8 +81,9 @@ def integrate(
                 sums.append(squares)
             hooks.progress()
             if hooks.on_step is not None:
-                shown = {name: value.clone() for name, value in state.items()} if take else state
-                state = {**state, **(hooks.on_step(taken, schedule.t[i + 1].item(), shown) or {})}
+                with ordinary():
+                    changed = _ask(hooks, taken, schedule.t[i + 1].item(), state)
+                state = {**state, **changed}
             # A step's own sums say it too, and cost nothing; a callback may have put anything into the state.
             measured = squares is not None and hooks.on_step is None
             finite.watch(taken, i, squares[:, 1] if measured else state["latents"].flatten(1).sum(1))
@@ -85,14 +92,42 @@ def integrate(
         if taken:  # sums are of the last f; what a method made of it has no next step to show in
             finite.watch(taken, i, state["latents"].flatten(1).sum(1))
         finite.close()
-    # Cloned outside inference mode: a caller may want to differentiate through or write into what it gets.
-    return Run(
-        state={name: value.clone() for name, value in state.items()},
-        steps_taken=taken,
-        residual=_relative(torch.stack(sums)) if sums else None,
-        trajectory=torch.stack(nodes) if nodes else None,
-        seconds=time.perf_counter() - begin,
-    )
+    with ordinary():
+        return Run(
+            state={name: value.detach().clone() for name, value in state.items()},
+            steps_taken=taken,
+            residual=_relative(torch.stack(sums)) if sums else None,
+            trajectory=torch.stack(nodes) if nodes else None,
+            seconds=time.perf_counter() - begin,
+        )
+
+
+def _ordinary() -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts outside inference mode, the loop's and a caller's: what is made in one can be written into and
+    differentiated. Gradients are on, but where the caller has switched them off by torch.no_grad.
+    """
+    gradients = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+
+    @contextmanager
+    def ordinary() -> Iterator[None]:
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            yield
+
+    return ordinary
+
+
+def _ask(hooks: Hooks, taken: int, t: int | float, state: State) -> State:
+    """What the caller's function left of the tensors it was shown, or returned in their place.
+
+    Copied on the way in and out: a step may reuse the state's memory, and the caller may keep what it was given.
+    """
+    unknown = [name for name in hooks.shown if name not in state]
+    if unknown:
+        raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
+    shown = {name: state[name].clone() for name in hooks.shown}
+    new = hooks.on_step(taken, t, dict(shown))
+    left = {**hooks.checked(shown, state), **hooks.checked(new, state)}
+    return {name: value.detach().clone() for name, value in left.items()}
 
 
 def _relative(sums: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import arguments, capture, ops
 from invfast.adapters import Adapter, Condition, Prompts
-from invfast.adapters.conditioned import EMBEDS
+from invfast.adapters.conditioned import EMBEDS, alike
 from invfast.adapters.predictor import Predictor
 from invfast.ambient import numerics
 from invfast.integrate import Hooks, Run, integrate
@@ -31,8 +31,9 @@ def problem(
     batch: int,
     kernels: str | None,
     condition: Condition = ({}, None),
+    cuda_graph: bool | None = None,
 ) -> Problem:
-    """What the method may know of this run, its kernels chosen."""
+    """What the method may know of this run, its kernels chosen for the way its steps are taken."""
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(f"generator has {len(generator)} generators for {batch} images; pass one, or one an image")
 
@@ -41,7 +42,8 @@ def problem(
         # Drawn in float32 whatever the run's dtype: a seed means one noise.
         return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
 
-    chosen = ops.resolve(model.device, kernels)
+    captured = cuda_graph is not False and model.device.type == "cuda" and model.runtime.capturable
+    chosen = ops.resolve(model.device, kernels, captured)
     scale, embeds = model.guidance(guidance_scale), _embeds(model, condition)
     return Problem(grid, scale, model.device, model.latent_dtype, draw, chosen, embeds)
 
@@ -88,14 +90,16 @@ def refine(
 def hooks(model: Adapter, callback: Callable | None, names: Sequence[str], trajectory: bool) -> Hooks:
     """The caller's callback, its tensors by name, checked both ways."""
 
-    def on_step(step: int, t: int | float, state: dict[str, torch.Tensor]) -> dict | None:
-        unknown = [name for name in names if name not in state]
-        if unknown:
-            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are not in the state {sorted(state)}")
-        new = callback(model.pipe, step - 1, t, {name: state[name] for name in names})
-        return arguments.replacements(new, state)
+    def on_step(step: int, t: int | float, tensors: dict[str, torch.Tensor]) -> dict | None:
+        return callback(model.pipe, step - 1, t, tensors)
 
-    return Hooks(on_step if callback else None, interrupted=lambda: model.interrupted, trajectory=trajectory)
+    return Hooks(
+        on_step if callback else None,
+        tuple(names),
+        arguments.replacements,
+        interrupted=lambda: model.interrupted,
+        trajectory=trajectory,
+    )
 
 
 def run(
@@ -142,15 +146,37 @@ def run(
         kernels=problem.kernels.name,
         cuda_graph=take is not None,
         precomputed=model.precomputed,
+        reached=reached(stepper, found.residual, predict.dtype),
     )
     if take:
         take.busy = False  # not before its predictor's counts are read: another thread's run starts them anew
     return found, stats
 
 
+def reached(stepper: Stepper, residual: torch.Tensor | None, dtype: torch.dtype) -> tuple[bool, ...] | None:
+    """Of each image whether every step ended below the tolerance that the stepper promised, None where there is none.
+
+    Where one did not, the log says so.
+    """
+    tolerance = getattr(stepper, "tolerance", None)
+    if tolerance is None or residual is None:
+        return None
+    # The steps compared squares in the latents' dtype: what they took for below is, up to that dtype's rounding.
+    above = ~(residual < tolerance * (1 + 1e-6))
+    missed = above.any(0)
+    if bool(missed.any()):
+        logger.warning(
+            "%d of %d images did not reach the tolerance of %.1e: up to %d of %d steps ended above it, at up to %.1e "
+            "(%s; see stats.reached and stats.residual); more iterations, more steps or a wider dtype may reach it",
+            *(int(missed.sum()), len(missed), tolerance, int(above.sum(0).max()), len(above), float(residual.max())),
+            str(dtype).removeprefix("torch."),
+        )
+    return tuple((~missed).tolist())
+
+
 def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:
-    """The text embeddings of each branch, in the latents' dtype."""
-    each = [branch[EMBEDS] for branch in condition if branch and EMBEDS in branch]
+    """The text embeddings of each branch, as many tokens in each, in the latents' dtype."""
+    each = [branch[EMBEDS] for branch in alike(*condition) if branch and EMBEDS in branch]
     return tuple(value.to(model.device, model.latent_dtype) for value in each)
 
 

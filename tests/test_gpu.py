@@ -54,6 +54,23 @@ def test_kernels_against_float64_on_the_cpu(kernels, dtype, size):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_outputs_do_not_depend_on_the_implementation(dtype, size):
+    """Products are fused in one order; sums over a sample are added in an order of each one's own."""
+    for name in ("cpp", "triton"):
+        if why := ops.unavailable(name, "cuda"):
+            pytest.skip(why)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for k in range(1, 5):
+        inputs = [torch.randn(3, size).to("cuda", dtype) for _ in range(k)]
+        table, index = torch.randn(5, 2, k, dtype=wide, device="cuda"), torch.tensor([4, 0, 2], device="cuda")
+        found = []
+        for each in (ops.resolve("cuda", "cpp"), ops.resolve("cuda", "triton")):
+            found += [each.lincomb(inputs, table, index), each.lincomb_residual(inputs, table, index, inputs[0])[:2]]
+        assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
 def test_anderson_on_the_device(kernels):
     f, r = torch.randn(2, 3, 5, 4, 33, 31)
     r[:, 1] = r[2, 1]

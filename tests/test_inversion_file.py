@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from toy import distance
 
 from invfast import Inversion, demo, invert, reconstruct
-from invfast.inversion import _digest, _dtype
+from invfast.inversion import _dtype
 from invfast.methods import METHODS, Auto, FixedPoint, ForwardStart, to_dict
+from invfast.stored import digest
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def remade(inversion, tmp_path, change):
     plain = json.loads(metadata["json"])
     change(metadata, tensors, plain)
     metadata["json"] = json.dumps(plain)
-    metadata["sha256"] = _digest(tensors, metadata["json"])
+    metadata["sha256"] = digest(tensors, metadata["json"])
     save_file(tensors, tmp_path / "wrong", metadata)
     return tmp_path / "wrong"
 

@@ -9,8 +9,7 @@ from toy import distance
 
 from invfast import ops
 from invfast.ops import anderson_mix, lincomb, lincomb_residual
-from invfast.ops.extension import Overloads
-from invfast.ops.registry import checked
+from invfast.ops.registry import MICROSECONDS, checked, preferred, register
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -116,7 +115,7 @@ def test_a_step_on_the_device():
 
 IMPLEMENTATIONS = {
     "reference": lambda: ops.resolve("cpu", "reference"),
-    "public": lambda: checked("public", Overloads(torch.ops.invfast)),
+    "public": lambda: checked("public", register("invfast")),
     "cpp": lambda: ops.resolve("cpu", "cpp"),
 }
 
@@ -240,6 +239,14 @@ class Wrapped(torch.nn.Module):
 
     def forward(self, *args):
         return self.function(*args)
+
+
+def test_cuda_takes_what_was_measured_to_be_faster(monkeypatch):
+    assert [preferred("cuda", captured) for captured in (False, True)] == [("cpp", "triton", "reference")] * 2
+    monkeypatch.setitem(MICROSECONDS, "triton", {"called": (85, 145), "captured": (1.5, 3, 4)})
+    assert preferred("cuda", captured=False)[0] == "cpp"
+    assert preferred("cuda", captured=True)[0] == "triton"
+    assert preferred("mps") == ("reference",)
 
 
 def test_resolve_names_what_it_took_and_what_is_missing(monkeypatch, tmp_path):

@@ -16,8 +16,9 @@ import torch
 from invfast import runtimes
 from invfast.adapters.calibration import calibration
 from invfast.adapters.clone import as_it_is, own_dtype, private
-from invfast.adapters.conditioned import EMBEDS, Conditioned
+from invfast.adapters.conditioned import EMBEDS, Conditioned, alike
 from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
+from invfast.adapters.predictor import outside
 from invfast.adapters.session import alone, session
 from invfast.ambient import numerics
 from invfast.fingerprint import Fingerprint, fingerprint
@@ -30,7 +31,7 @@ Condition = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]
 """The network's static inputs by name, (B, ...) each, and the unconditional ones under guidance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """What the images show: texts, one an image, or embeddings (1 or B, tokens, width) in their place."""
 
@@ -151,7 +152,7 @@ class Adapter(ABC):
 
     def predictor(self, x: torch.Tensor, times: torch.Tensor, condition: Condition) -> Conditioned:
         """The network on this runtime for latents like x and a grid's times (n,), bound to its condition."""
-        positive, negative = condition
+        positive, negative = alike(*condition)
         branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
         static = {
             name: (value if negative is None else torch.cat([value, negative[name]])).to(dtype)
@@ -178,19 +179,17 @@ class Adapter(ABC):
             spec = replace(spec, calibration=calibration(self.pipe, example, self._described))
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
         self.quantised = getattr(network, "digest", None)
-        if _opaque(self.pipe.unet):
-            network = _ordinary(network)
-        # A processor of the caller's own never sees several times in one batch.
-        together = self.runtime.batched_time and not _opaque(self.pipe.unet)
+        # Python of the caller's sees all images at every evaluation, and never several times in one batch.
+        watched = _opaque(self.pipe.unet) is not None
         return Conditioned(
-            network,
+            outside(network) if watched else network,
             static,
             len(x),
             branches,
             self.dtype,
-            self.runtime.dynamic_batch,
+            self.runtime.dynamic_batch and not watched,
             dtype,
-            together,
+            self.runtime.batched_time and not watched,
             times=table,
             prompt=before.prompt,
         )
@@ -243,22 +242,10 @@ def _opaque(module: torch.nn.Module) -> str | None:
     for processor in getattr(module, "attn_processors", {}).values():
         if not type(processor).__module__.startswith(("diffusers.", "peft.")):
             return f"attention processor {type(processor).__name__} is the caller's own, and only Python can run it"
+    every = torch.nn.modules.module
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        return "hooks on every module are registered with torch, and only Python runs them"
     return None
-
-
-def _ordinary(network: runtimes.Network) -> runtimes.Network:
-    """The network under no_grad, as diffusers' own calls run it, where the loop is in inference mode.
-
-    What hooks and processors of the caller's keep are then tensors they may use; and sparse weights fail otherwise.
-    """
-
-    def call(x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor:
-        if not torch.is_inference_mode_enabled():
-            return network(x, t, **static_inputs)
-        with torch.inference_mode(False), torch.no_grad():
-            return network(x, t, **static_inputs)
-
-    return call
 
 
 def _network_dtype(

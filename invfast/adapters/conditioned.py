@@ -10,6 +10,7 @@ import torch
 from invfast.adapters.predictor import Predictor
 
 EMBEDS = "encoder_hidden_states"
+Static = dict[str, torch.Tensor]
 Pullback = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -44,10 +45,12 @@ class Conditioned(Predictor):
     ) -> tuple[torch.Tensor, Pullback | None]:
         """One branch of some images, 0 the conditional one: its output, and on request how the embeddings shape it.
 
+        Where images may not be left out the network is asked for all of them, in one batch of this branch.
+
         Args:
             which: 0 or 1.
-            x, embeds: of these images alone, (n, C, h, w) and (n, tokens, width).
-            samples: which images they are.
+            x, embeds: of all images, (B, C, h, w) and (B, tokens, width).
+            samples: the n images that count, in ascending order; output and gradient are of these alone.
             gradient: whether to return, as second value, the map from a cotangent of the output to one of the
                 embeddings, in their dtype; it can be called once.
 
@@ -57,23 +60,31 @@ class Conditioned(Predictor):
         batch = len(self.evaluations)
         for j in samples:
             self.evaluations[j] += 1
-        self.samples += len(x)
-        chosen = [which * batch + j for j in samples]
+        asked = list(samples) if self.dynamic_batch else list(range(batch))
+        self.samples += len(asked)
+        chosen = [which * batch + j for j in asked]
         static = {name: value[chosen] for name, value in self.static.items() if name != EMBEDS}
-        x = x.to(self.input_dtype)
+        x, embeds = x[asked].to(self.input_dtype), embeds[asked]
+        wanted = [asked.index(j) for j in samples]
         if not gradient:
-            return self.network(x, t, **static, **{EMBEDS: self.prompt(embeds.to(self.input_dtype))}), None
-        return self._differentiable(x, t, static, embeds)
+            output = self.network(x, t, **static, **{EMBEDS: self.prompt(embeds.to(self.input_dtype))})
+            return output[wanted], None
+        return self._differentiable(x, t, static, embeds, wanted)
 
     def _differentiable(
-        self, x: torch.Tensor, t: torch.Tensor, static: dict[str, torch.Tensor], embeds: torch.Tensor
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        static: dict[str, torch.Tensor],
+        embeds: torch.Tensor,
+        wanted: list[int],
     ) -> tuple[torch.Tensor, Pullback]:
         # The loop runs in inference mode, whose tensors autograd refuses; copies made outside are ordinary ones.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = embeds.clone().requires_grad_()
             static = {name: value.clone() for name, value in static.items()}
             static[EMBEDS] = self.prompt(leaf.to(self.input_dtype))
-            output = self.network(x.clone(), t.clone(), **static)
+            output = self.network(x.clone(), t.clone(), **static)[wanted]
         if not output.requires_grad:
             raise RuntimeError(
                 "the network's output does not depend on its embeddings as far as autograd can see; remove what runs "
@@ -83,6 +94,32 @@ class Conditioned(Predictor):
         def pullback(cotangent: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode(False):
                 # Of the embeddings alone: the caller's weights keep what gradients they have.
-                return torch.autograd.grad(output, leaf, cotangent.to(output.dtype).clone())[0]
+                return torch.autograd.grad(output, leaf, cotangent.to(output.dtype).clone())[0][wanted]
 
         return output.detach(), pullback
+
+
+def alike(positive: Static, negative: Static | None) -> tuple[Static, Static | None]:
+    """Both branches with as many tokens, for they run as one batch: the shorter is repeated to the longer.
+
+    That is exact: attention over keys and values that all occur k times is attention over them once. Padding is not,
+    as the network is given no mask.
+
+    Raises:
+        ValueError: one length is no multiple of the other.
+    """
+    if negative is None or EMBEDS not in positive:
+        return positive, negative
+    lengths = [branch[EMBEDS].shape[1] for branch in (positive, negative)]
+    most = max(lengths)
+    if most % min(lengths):
+        raise ValueError(
+            f"the prompt has {lengths[0]} tokens and the negative prompt {lengths[1]}: guidance runs both in one "
+            "batch, so one length must be a multiple of the other; pass prompt_embeds and negative_prompt_embeds of "
+            "one length"
+        )
+    first, second = (
+        {**branch, EMBEDS: branch[EMBEDS].repeat(1, most // length, 1) if length < most else branch[EMBEDS]}
+        for branch, length in zip((positive, negative), lengths, strict=True)
+    )
+    return first, second

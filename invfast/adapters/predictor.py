@@ -18,7 +18,8 @@ class Predictor:
         batch: images.
         branches: 2 with classifier-free guidance, conditional rows first; both run in one batch.
         dtype: what the network computes in.
-        dynamic_batch: whether images that are done may be left out.
+        dynamic_batch: whether images that are done may be left out; not where Python of the caller's looks on, whose
+            records have a row for every image at every evaluation.
         input_dtype: what it takes, latents are cast to it; by default `dtype`.
         batched_time: whether it takes any number of rows with a time each, t (rows,).
         times: t -> what the network takes in its place, looked up in a table; None where it takes t itself.
@@ -83,6 +84,20 @@ class Predictor:
         x = x.to(self.input_dtype)
         x = torch.cat([x, x]) if self.branches == 2 else x
         return self.network(x, t, **static).chunk(self.branches)
+
+
+def outside(network: Network) -> Network:
+    """A network that Python of the caller's looks into, kept out of inference mode: what it records can be written to
+    and differentiated further, and weights that hooks move stay ordinary ones. No gradients, but where they are on.
+    """
+
+    def called(x: torch.Tensor, t: torch.Tensor, **static: torch.Tensor) -> torch.Tensor:
+        if not torch.is_inference_mode_enabled():
+            return network(x, t, **static)
+        with torch.inference_mode(False), torch.no_grad():
+            return network(x.clone(), t.clone(), **{name: value.clone() for name, value in static.items()})
+
+    return called
 
 
 def _scatter(o: torch.Tensor, rows: list[int], batch: int) -> torch.Tensor:

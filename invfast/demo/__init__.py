@@ -69,7 +69,7 @@ def load_pipeline(
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"unknown prediction_type {prediction_type!r}; expected one of {PREDICTION_TYPES}")
     folder = ROOT / "emoji64"
-    given = {DTYPE: dtype, "local_files_only": True}
+    given = {DTYPE: dtype, "local_files_only": True, "use_safetensors": True}
     with _loading:
         parts = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel} if early else {}
         networks = {
@@ -88,8 +88,9 @@ def load_pipeline(
 
 def load_pixel_pipeline(dtype: torch.dtype = torch.float32) -> DDPMPipeline:
     """The bundled pixel-space pipeline: unconditional, emoji (B, 3, 32, 32), DDPM scheduler, weights of `dtype`."""
+    given = {DTYPE: dtype, "local_files_only": True, "use_safetensors": True}
     with _loading:
-        pipe = DDPMPipeline.from_pretrained(ROOT / "emoji32", local_files_only=True, **{DTYPE: dtype})
+        pipe = DDPMPipeline.from_pretrained(ROOT / "emoji32", **given)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

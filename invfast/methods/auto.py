@@ -32,7 +32,8 @@ class Auto(Method):
 
     Args:
         target: latent PSNR in dB (peak the range of x_0) that reconstruction is to reach, 30 to 140. An estimate, not a
-            bound: it sets the tolerance of a step, 10^(-(target - 12) / 20).
+            bound: it sets the tolerance of a step, 10^(-(target - 12) / 20). What a network in half precision cannot
+            reach is given up early, and said (`Stats.reached`).
         budget: evaluations a step at most, on average over the grid, at least 1: 1.05 is one more on a grid of 20. None
             spends what the target asks for; a number takes the target's place.
         iterations: evaluations of one step at most, at least 1.
@@ -80,6 +81,8 @@ class Adaptive(Implicit):
         steps = problem.schedule.num_steps - start
         super().__init__(method.solver(steps), problem, start)
         self.extra = method.extra(steps)
+        if self.extra is not None:  # its tolerance says where evaluations go; what was promised is how many
+            self.tolerance = None
 
     def init(self, state: State) -> State:
         x, new = state["latents"], super().init(state)

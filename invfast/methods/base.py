@@ -48,13 +48,13 @@ class Conditioned(Predict, Protocol):
         samples: Sequence[int],
         gradient: bool = False,
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor] | None]:
-        """One output for the images of `samples`, whose x and embeddings are given alone, (n, ...).
+        """One output for the images of `samples`, (n, ...); x and embeddings are those of all images.
 
         With `gradient` also the map from a cotangent of the output to that of the embeddings.
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Everything a method may know of one run.
 
@@ -98,6 +98,7 @@ class Stepper(Protocol):
     #   phases: ranges of steps that launch the same work, one captured graph each; by default all steps are one;
     #   iterations: their largest number where residuals cut a step short; it then has begin, iterate and finish, as
     #   `fixed_point.Implicit` does, for the executor to call;
+    #   tolerance: the relative residual each of its steps is promised to end below; the stats say where it did not;
     #   reusable = True where its steps depend on the method's settings, the schedule, the guidance scale and the state
     #   alone, not on embeddings or noise of the problem: captured graphs then serve later calls.
 
@@ -133,7 +134,7 @@ class Method:
         return Linear(problem.kernels, table, range(start - 1, -1, -1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """One evaluation and one row a step: inputs (latents, carried, o), outputs (latents, carried).
 

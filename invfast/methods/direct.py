@@ -65,6 +65,7 @@ class Recorded:
             )
         self.inner, self.numbers = method.method.inverter(problem), numbers(problem)
         self.steps, self.keep, self.phases = self.inner.steps, ("path", *self.inner.keep), phases_of(self.inner)
+        self.tolerance = getattr(self.inner, "tolerance", None)
 
     def init(self, state: State) -> State:
         x = state["latents"]

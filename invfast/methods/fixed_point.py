@@ -17,6 +17,12 @@ from invfast.schedule import Step
 
 MIXINGS = ("plain", "averaged", "anderson")
 EXTRAPOLATIONS = {None: 0, "constant": 1, "linear": 2, "quadratic": 3}
+ROUNDING = 16.0
+"""Times the eps of the network's dtype: the largest relative residual that may be its rounding. Measured on the bundled
+model are 0.1 in bfloat16 and 2 in float32; more blocks, few steps and guidance take more. Above it a residual that
+rises for once is the iteration's own business, and nothing is read into it."""
+TF32, INT8 = 2.0**-10, 2.0**-7
+"""What stands for eps where the dtype does not tell it: a GPU's float32 convolutions take TF32 unless told not to."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class FixedPoint(Method):
         warm_start: where a step begins: None at its own latent; "constant" at the step taken with the noise of the
             step before; "linear" or "quadratic" with the noise extrapolated over the last two or three steps.
         tolerance: an image whose |f(y) - y| / |f(y)| (L2) falls below it keeps that f(y) and is asked no more in this
-            step; 0 spends all iterations.
+            step; 0 spends all iterations. Nor is one whose residual is down at the rounding of the network's dtype and
+            no longer falls: `Stats.reached` is False for it, as for one on which the iterations ran out.
         window: values Anderson combines, the newest included, 2 to 4.
 
     Raises:
@@ -63,7 +70,7 @@ class Implicit:
     """The stepper of FixedPoint: begin, iterate, finish. Images that are done are masked: a batch equals its images.
 
     What the pieces hand on is tensors by name, so that each piece can be captured; only `step` reads from the device,
-    and only where a tolerance asks for it.
+    and only where a tolerance asks for it. `tolerance` is what each step is promised to be solved to, if anything.
     """
 
     keep = ()
@@ -72,6 +79,7 @@ class Implicit:
     def __init__(self, method: FixedPoint, problem: Problem, start: int) -> None:
         schedule = problem.schedule
         self.method, self.kernels = method, problem.kernels
+        self.tolerance: float | None = method.tolerance or None
         self.steps = range(start, schedule.num_steps)
         up = rows.up(schedule)
         self.up = problem.place_guided(rows.with_residual(up) if method.mixing == "anderson" else up)
@@ -129,7 +137,7 @@ class Implicit:
         found = {"latents": mixed, "asked": y, "sums": sums}
         found |= {f"output_{j}": o for j, o in enumerate(output)}
         if self.method.tolerance:
-            found |= self._settle(f, found, work)
+            found |= self._settle(f, found, work, rounding(predict.dtype, f))
         for name, history in (("value", values), ("residual", residuals)):
             found |= {f"{name}_{j}": v for j, v in enumerate(history[::-1][: self.memory], 1)}
         return {"x": x, "y": mixed, **found}
@@ -149,16 +157,21 @@ class Implicit:
             return self.kernels.lincomb(values, self.mean, 0)[0]
         return self.kernels.anderson_mix(values, residuals)
 
-    def _settle(self, f: torch.Tensor, found: State, work: State) -> State:
-        """An open image takes the iteration's result, and closes with f once its residual is small."""
-        sums = found["sums"]
-        small = sums[:, 0] < self.method.tolerance**2 * sums[:, 1]
+    def _settle(self, f: torch.Tensor, found: State, work: State, floor: float) -> State:
+        """An open image takes the iteration's result, and closes with f once its residual is small: below the
+        tolerance, or below the floor and no less than the one before.
+        """
+        ratio, limit = found["sums"][:, 0] / found["sums"][:, 1], self.method.tolerance**2
+        if floor > self.method.tolerance and "ratio" in work:
+            small = ratio < torch.where(ratio < work["ratio"], limit, floor**2)
+        else:
+            small = ratio < limit
         found = {**found, "latents": torch.where(_per_sample(small, f), f, found["latents"])}
         if "open" in work:
             open_ = work["open"]
             found = {name: torch.where(_per_sample(open_, new), new, work[name]) for name, new in found.items()}
-            return {**found, "open": open_ & ~small}
-        return {**found, "open": ~small}
+            return {**found, "open": open_ & ~small, "ratio": ratio}
+        return {**found, "open": ~small, "ratio": ratio}
 
     def _predicted_noise(self, step: Step, work: State) -> torch.Tensor:
         outputs = [work[name] for name in ("output_0", "output_1") if name in work]
@@ -169,3 +182,14 @@ class Implicit:
 
 def _per_sample(flag: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return flag.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def rounding(dtype: torch.dtype, latents: torch.Tensor) -> float:
+    """The largest relative residual that a network of this dtype, and latents like these, may leave by rounding."""
+    if not dtype.is_floating_point:
+        eps = INT8
+    elif dtype == torch.float32 and latents.is_cuda:
+        eps = TF32
+    else:
+        eps = torch.finfo(dtype).eps
+    return ROUNDING * max(eps, torch.finfo(latents.dtype).eps)

@@ -132,7 +132,7 @@ class Tuner:
         other = predict.branch(1 - self.branch, x, step.t, self.embeds[1 - self.branch], open_)[0]
         for k in range(self.method.iterations + 1):
             last = k == self.method.iterations
-            output, pullback = predict.branch(self.branch, x[open_], step.t, tuned[open_], open_, gradient=not last)
+            output, pullback = predict.branch(self.branch, x, step.t, tuned, open_, gradient=not last)
             both = (output, other[open_]) if self.branch == CONDITIONAL else (other[open_], output)
             inputs = (x[open_], wanted[open_], *both)
             found[open_], slope, sums = self.kernels.lincomb_residual(inputs, self.table, step.index, wanted[open_])
@@ -152,6 +152,7 @@ class Noted:
     def __init__(self, inner: Stepper, embeds: torch.Tensor) -> None:
         self.inner, self.embeds = inner, embeds.unsqueeze(1)
         self.steps, self.keep, self.phases = inner.steps, ("embeds", *inner.keep), phases_of(inner)
+        self.tolerance = getattr(inner, "tolerance", None)
 
     def init(self, state: State) -> State:
         return {**self.inner.init(state), "embeds": self.embeds}
@@ -178,7 +179,8 @@ class Guided:
         if embeds is None or embeds.shape not in [(len(x), n, *shape[1:]) for n in (1, self.nodes)]:
             raise ValueError(
                 f"sampling needs the embeddings of an inversion on the same grid, expected state 'embeds' of shape "
-                f"{(len(x), self.nodes, *shape[1:])}, got {'none' if embeds is None else tuple(embeds.shape)}"
+                f"{(len(x), self.nodes, *shape[1:])}, got {'none' if embeds is None else tuple(embeds.shape)}; prompts "
+                "given as embeddings need as many tokens as they had then"
             )
         return {"latents": x, "embeds": embeds}
 

@@ -19,6 +19,7 @@ def invert(
     mixing: str = "plain",
     history: int = 0,
     tolerance: float = 0.0,
+    floor: float = 0.0,
     window: int = 3,
     cold_first: bool = False,
     extra: int | None = None,
@@ -27,7 +28,8 @@ def invert(
     """x is one image (1, C, h, w); `history` is how many past noises the warm start extrapolates, 0 starts cold.
 
     Without a past noise the first step asks for one, or with `cold_first` begins at its own latent. `extra` is how many
-    evaluations all steps together may take beyond one each, the first of them leaving `reserve` to the others.
+    evaluations all steps together may take beyond one each, the first of them leaving `reserve` to the others. With a
+    tolerance a residual below `floor`, which may be rounding, also ends a step, once it is no less than the one before.
     """
     left = math.inf if extra is None else extra
     noises: list[torch.Tensor] = []  # latest last
@@ -48,12 +50,15 @@ def invert(
             y = up(extrapolate(noises[-history:], levels[-history:], level))
         values: list[torch.Tensor] = []
         iterates: list[torch.Tensor] = []
+        residuals: list[float] = []
         for k in range(iterations):
             noise = noise_at(y)
             f = up(noise)
             values.append(f)
             iterates.append(y)
-            if tolerance and (f - y).norm() / f.norm() < tolerance:
+            residuals.append(float((f - y).norm() / f.norm()))
+            falls = k == 0 or residuals[-1] < residuals[-2]
+            if tolerance and residuals[-1] < (tolerance if falls else max(floor, tolerance)):
                 y = f
                 break
             last = k + 1 < iterations and left <= (0 if noises else reserve)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +82,14 @@ class OpenVINO(Exporting):
             network.digest = content(folder)
         return network
 
+    def cached(self, identity: Callable[[], str]) -> bool:
+        """Whether the cache has a network of sizes that halve evenly, in floating point, whole."""
+        wanted = {**convert.versions(), "runtime": f"openvino {_version()}", "size": "open"}
+        cache = Cache()
+        found = [e for e in cache.entries() if all(e.inputs.get(name) == value for name, value in wanted.items())]
+        found = [e for e in found if "int8" not in e.inputs]
+        return any(e.inputs.get("network") == identity() and cache.find(e.inputs) for e in found)
+
     def _compile(self, path: str, shapes: Mapping[str, list[int]], hint: str) -> Any:
         model = _core().read_model(path)
         model.reshape({port: shapes[name] for port, name in zip(model.inputs, shapes, strict=True)})
@@ -98,6 +106,7 @@ def _converted(
         inputs,
         lambda target: convert.in_child("openvino", module, example_inputs, target),
         f"converting {type(module).__name__} for openvino, once",
+        convert.room(module),
     )
 
 
@@ -114,7 +123,7 @@ def _quantised(
         convert.in_child("openvino int8", module, example_inputs, target, options=kept, samples=samples)
 
     doing = f"quantising {type(module).__name__} for openvino, once for this size"
-    return Cache().entry({**inputs, "int8": made_from}, build, doing)
+    return Cache().entry({**inputs, "int8": made_from}, build, doing, convert.room(module))
 
 
 def _network(compiled: Any, names: list[str]) -> Network:
