@@ -10,6 +10,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -24,12 +25,17 @@ def check_fields(cls: type, values: Mapping[str, Any], what: str) -> None:
     Raises:
         ValueError: a field that the class does not have, or a value of another kind than its annotation; names it.
     """
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     known = {field.name for field in fields(cls)}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{what} do not fit this version: {name!r} is unknown, expected {sorted(known)}")
         check(value, hints[name], f"{what}: {name}")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def check(value: Any, hint: Any, what: str) -> None:

@@ -138,7 +138,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
             raise ValueError(f"its schema is {says.get('schema')!r}, this version of invfast reads {SCHEMA}")
         for name in file.keys():  # noqa: SIM118 (no mapping)
             _check_name(name)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Copies: what it gives is the file itself, mapped, and would change with it, or crash where it is cut short.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     for name, value in tensors.items():
         if value.dtype not in DTYPES.get(name, REAL):
             expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES.get(name, REAL))

@@ -26,7 +26,7 @@ def good(tmp_path_factory):
     options = {"method": method, "num_inference_steps": 4, "save_trajectory": True, "negative_prompt": "b"}
     invert(stable_diffusion(), x, ["a", "cat"], **options).save(path)
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         return file.metadata(), tensors, json.loads(file.metadata()["json"])
 
 
@@ -243,6 +243,17 @@ def test_no_metadata_and_no_header(good, tmp_path):
     ):
         path.write_bytes(content)
         refused(path)
+
+
+def test_what_was_loaded_does_not_change_with_the_file(good, tmp_path):
+    metadata, tensors, _ = good
+    path = written(tmp_path / "x", metadata, tensors, metadata["json"])
+    found, size = Inversion.load(path), path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(b"\1" * size)
+    for name in ("latents", "init_latents"):
+        assert torch.equal(getattr(found, name), tensors[name])
+    assert torch.equal(found.trajectory, tensors["trajectory"])
 
 
 def test_what_is_no_file(tmp_path):

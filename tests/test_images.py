@@ -1,5 +1,10 @@
 """Reading images, drawing grids."""
 
+import io
+import os
+import random
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -136,6 +141,96 @@ def test_bad_files(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.bmp")
     with pytest.raises(ValueError, match="is not one of"):
         images.load(tmp_path / "picture.bmp")
+
+
+def encoded(kind, **options):
+    array = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    content, picture = io.BytesIO(), Image.fromarray(array)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(content, kind, exif=exif, **options)
+    return content.getvalue()
+
+
+def with_checksums(content):
+    """A PNG whose chunks say that they are whole."""
+    fixed, at = bytearray(content), 8
+    while at + 12 <= len(fixed):
+        end = at + 8 + int.from_bytes(fixed[at : at + 4], "big")
+        fixed[end : end + 4] = zlib.crc32(fixed[at + 4 : end]).to_bytes(4, "big")[: max(0, len(fixed) - end)]
+        at = end + 4
+    return bytes(fixed)
+
+
+def short_header():
+    """A PNG whose header chunk is cut: ValueError deep inside Pillow."""
+    good = encoded("PNG")
+    return with_checksums(good[:8] + (5).to_bytes(4, "big") + good[12:21] + b"\0" * 4 + good[33:])
+
+
+def bad_chunk():
+    """A chunk in the middle of a PNG whose name is no name: SyntaxError."""
+    return encoded("PNG").replace(b"IDAT", b"ID\xff\x01", 1)
+
+
+def bad_exif(kind):
+    """EXIF that is no TIFF: SyntaxError; read when the orientation is asked for."""
+    good = encoded(kind)
+    at = max(good.find(b"II*\0"), good.find(b"MM\0*"))
+    return good[:at] + b"\x83M\0*" + good[at + 4 :]
+
+
+BROKEN = {
+    "header": short_header,
+    "chunk": bad_chunk,
+    "exif webp": lambda: bad_exif("WEBP"),
+    "cut png": lambda: encoded("PNG")[:200],
+    "cut jpeg": lambda: encoded("JPEG")[:600],
+    "cut webp": lambda: encoded("WEBP")[:200],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_images_end_in_one_error(name, tmp_path):
+    """Also those that a caller opened, which are decoded only when they are used."""
+    path = tmp_path / "picture"
+    path.write_bytes(BROKEN[name]())
+    with pytest.raises(ValueError, match=r"picture' (cannot be read: |is not one of)"):
+        images.load(path)
+    try:
+        opened = Image.open(path)
+    except Exception:
+        return  # broken at the first look, before we see it
+    with pytest.raises(ValueError, match="the PIL image cannot be read: "):
+        images.to_pixels(opened, 8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_corrupted_images(kind, tmp_path):
+    """A picture or the one error, whatever the decoder stumbles over."""
+    rng, good, path, raised = random.Random(18), encoded(kind), tmp_path / "picture", 0
+    for _ in range(150):
+        content = bytearray(good)
+        for _ in range(rng.choice((1, 1, 3))):
+            at = rng.randrange(len(content) if rng.random() < 0.5 else 200)
+            content[at] = rng.choice((content[at] ^ 1 << rng.randrange(8), 0, 255))
+        content = content[: rng.randrange(len(good))] if rng.random() < 0.3 else content
+        path.write_bytes(with_checksums(content) if kind == "PNG" and rng.random() < 0.7 else content)
+        try:
+            assert images.load(path).mode == "RGB"
+        except ValueError as error:
+            raised += 1
+            assert "picture'" in str(error)  # noqa: PT017
+    assert raised > 30
+
+
+def test_a_folder_or_a_pipe_is_no_image(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: it is a folder"):
+        images.load(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+        with pytest.raises(ValueError, match="no file"):
+            images.load(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(("owner", "limit"), [(Image, "MAX_IMAGE_PIXELS"), (images, "MAX_PIXELS")])
