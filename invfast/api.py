@@ -109,6 +109,7 @@ def invert(
     Raises:
         TypeError, ValueError: an argument that cannot be used; the message says what was expected.
         RuntimeError: a runtime asked for by name cannot run here.
+        OSError: a runtime asked for by name must export the network, and the cache cannot be used; names INVFAST_CACHE.
         FloatingPointError: latents became non-finite; names step, t, image and dtype.
     """
     chosen = methods.resolve(method)

@@ -51,7 +51,7 @@ def prepare(
         precompute: as in `invert`, and the same as there: a network that is given keys and values is another one.
 
     Raises:
-        ValueError, RuntimeError: as in `invert`; or the runtime builds for no such GPU.
+        ValueError, RuntimeError, OSError: as in `invert`; or the runtime builds for no such GPU.
     """
     began = time.perf_counter()
     model = _model(pipe, runtime, dtype, capability, precompute)
