@@ -114,11 +114,11 @@ def in_child(
         raise RuntimeError(f"{type(module).__name__} cannot be handed to another process: {error}") from error
     # -P: this file's own folder is no place to import from, it has namesakes of libraries
     done = subprocess.run([sys.executable, "-P", __file__], input=order + body, capture_output=True)
-    (folder / WEIGHTS).unlink()
-    (folder / SAMPLES).unlink(missing_ok=True)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise RuntimeError(f"{kind} could not convert {type(module).__name__}: " + "\n".join(said[-3:]))
+    (folder / WEIGHTS).unlink()
+    (folder / SAMPLES).unlink(missing_ok=True)
 
 
 def _apart(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -53,8 +53,11 @@ def named(folder: Path, only: Callable[[Path, Exception], bool] | None = None) -
 
 
 def is_full(folder: Path, error: Exception) -> bool:
-    """Whether a build failed for want of room: libraries say so in ways of their own."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < 2**20
+    """Whether a build failed for want of room; libraries raise errors of their own, with the system's words in them."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if getattr(error, "errno", None) in full or any(os.strerror(each) in str(error) for each in full):
+        return True
+    return shutil.disk_usage(folder).free < 2**20
 
 
 def read_json(path: Path, most: int) -> Any:
