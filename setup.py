@@ -1,7 +1,8 @@
 """What a build does; metadata lives in pyproject.toml.
 
 CMake makes invfast/_C.abi3.so, which torch.ops.load_library loads: nothing imports it. Where it cannot be made the
-install succeeds without, and invfast/_C.reason says why, for `invfast doctor`.
+install succeeds without, and invfast/_C.reason says why, for `invfast doctor`. An nvcc that cannot compile the CUDA
+kernels costs these alone: the reason then stands beside a library for the CPU.
 
 The headers come from the torch that will run the extension: one this interpreter imports (no build isolation), else the
 one in its site-packages, which pip's isolation hides but does not move; INVFAST_TORCH=<folder of torch> names another.
@@ -59,14 +60,32 @@ def run(*command):
 
 
 def compile_extension(target, folder):
-    """Builds the library in a folder and copies it to `target`."""
+    """Builds the library in a folder and copies it to `target`; says why it has no CUDA kernels, None where it has."""
     if shutil.which("cmake") is None:
         raise NotBuiltError("no cmake on PATH when invfast was installed")
     if not any(map(shutil.which, filter(None, [os.environ.get("CXX", "").split(" ")[0], "c++", "g++", "clang++"]))):
         raise NotBuiltError("no C++ compiler (c++, g++, clang++ or $CXX) on PATH when invfast was installed")
     torch = find_torch()
-    # A torch without CUDA cannot load what links to its CUDA library.
-    cuda = "ON" if (torch / "lib/libtorch_cuda.so").exists() and shutil.which("nvcc") else "OFF"
+    why = without_cuda(torch)
+    if why is None:
+        try:
+            build(torch, target, folder, "ON")
+        except NotBuiltError as error:  # too old for an architecture or the C++ compiler, broken, half installed
+            why = f"its CUDA kernels could not be compiled: {error}"
+            print(f"once more without CUDA: {why}", flush=True)
+    if why is not None:
+        build(torch, target, folder, "OFF")
+    return why
+
+
+def without_cuda(torch):
+    """Why the CUDA kernels are not compiled; None where they are to be."""
+    if not (torch / "lib/libtorch_cuda.so").exists():  # it could not load what links to its CUDA library
+        return f"the torch in {torch} is not built for CUDA"
+    return None if shutil.which("nvcc") else "no nvcc on PATH when invfast was installed"
+
+
+def build(torch, target, folder, cuda):
     shutil.rmtree(folder, ignore_errors=True)  # CMake would remember the torch and the compiler of the last build
     options = {"INVFAST_TORCH": torch, "INVFAST_CUDA": cuda, "INVFAST_TORCH_CUDA": cuda, "INVFAST_TESTS": "OFF"}
     run("cmake", "-S", ROOT, "-B", folder, *(f"-D{name}={value}" for name, value in options.items()))
@@ -75,7 +94,7 @@ def compile_extension(target, folder):
 
 
 class BuildWithCMake(build_ext):
-    """Leaves the library or the reason for its absence beside the package, never both."""
+    """Leaves the library beside the package, and the reason for what is missing: its CUDA kernels, or all of it."""
 
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name))
@@ -84,10 +103,12 @@ class BuildWithCMake(build_ext):
         for old in (target, reason):
             old.unlink(missing_ok=True)
         try:
-            compile_extension(target, Path(self.build_temp).resolve() / "cmake")
+            why = compile_extension(target, Path(self.build_temp).resolve() / "cmake")
         except (NotBuiltError, OSError) as error:
             print(f"invfast is installed without its extension: {error}", flush=True)
-            reason.write_text(f"{error}\n")
+            why = error
+        if why is not None:
+            reason.write_text(f"{why}\n")
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()

@@ -12,7 +12,7 @@ from benchmarks.networks import SCHEDULER, Case
 from invfast import Schedule
 from invfast.adapters.clone import own_dtype, private
 from invfast.adapters.predictor import Predictor
-from invfast.digests import network_digest, weights_digest
+from invfast.fingerprint import fingerprint
 from invfast.methods import DDIM, Problem
 from invfast.runtimes import RUNTIMES, Spec
 
@@ -40,7 +40,7 @@ def ours(runtime: str, dtype: torch.dtype, module: torch.nn.Module, case: Case) 
     own = private(module, engine.weights_dtype(dtype) or own_dtype(module), engine.memory_format(CPU))
     given = engine.input_dtype(dtype)
     example = {name: value if name == "t" else value.to(given) for name, value in inputs.items()}
-    spec = Spec(CPU, dtype, lambda: network_digest(module, weights_digest(module)))
+    spec = Spec(CPU, dtype, lambda: fingerprint(module).exact)
     network = engine.prepare(own, example, spec)
     static = {name: value for name, value in example.items() if name not in ("x", "t")}
     predict = Predictor(network, static, 1, 1, dtype, engine.dynamic_batch, given)

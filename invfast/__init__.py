@@ -1,5 +1,10 @@
 """invfast: invert images through diffusion models, fast and exactly."""
 
+import os
+
+# diffusers imports onnxruntime, where it is installed, when a pipeline is loaded; from then on it reports to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from invfast.api import Reconstruction, invert, reconstruct
 from invfast.inversion import Inversion
 from invfast.preparation import prepare

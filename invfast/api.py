@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from invfast import adapters, arguments, images, methods, provenance, run
-from invfast.adapters import Prompts
+from invfast import adapters, arguments, images, methods, plain, provenance, run
+from invfast.adapters import Adapter, Prompts
+from invfast.ambient import neutral
 from invfast.arguments import Text
 from invfast.inversion import Inversion, Stats
 from invfast.methods import Method
@@ -23,9 +24,9 @@ logger = logging.getLogger("invfast")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-@dataclass
+@dataclass(eq=False)
 class Reconstruction(BaseOutput):
-    """What `reconstruct` returns.
+    """What `reconstruct` returns. Equal are two whose every field is, as with `Inversion`.
 
     Args:
         images: list of PIL images, numpy (B, H, W, 3) or torch (B, 3, H, W) in [0, 1], or the latents, by output_type.
@@ -37,7 +38,13 @@ class Reconstruction(BaseOutput):
     latents: torch.Tensor
     stats: Stats
 
+    __eq__ = plain.same_fields
 
+    def __ne__(self, other: object) -> bool:  # its base is a dict, which has one of its own
+        return not self == other
+
+
+@neutral()
 def invert(
     pipe: Any,
     image: Any,
@@ -82,8 +89,10 @@ def invert(
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
             is a known failure (warned); below 1 is as 1.
         negative_prompt: one text or one an image, for guidance above 1.
-        prompt_embeds: (1 or B, tokens, width), in place of the prompt.
-        negative_prompt_embeds: likewise, in place of the negative prompt.
+        prompt_embeds: (1 or B, tokens, width) floats, any number of tokens, in place of the prompt. A pipeline without
+            text encoder and tokenizer takes nothing else.
+        negative_prompt_embeds: likewise, in place of the negative prompt. Under guidance the shorter of the two is
+            repeated to the longer, so one length must be a multiple of the other.
         height: resize to this, a multiple of the VAE's factor; by default the images' own, rounded down.
         width: likewise.
         generator: for methods that draw noise; a list has one an image.
@@ -111,6 +120,7 @@ def invert(
     Raises:
         TypeError, ValueError: an argument that cannot be used; the message says what was expected.
         RuntimeError: a runtime asked for by name cannot run here.
+        OSError: a runtime asked for by name must export the network, and the cache cannot be used; names INVFAST_CACHE.
         FloatingPointError: latents became non-finite; names step, t, image and dtype.
     """
     chosen = methods.resolve(method)
@@ -120,7 +130,7 @@ def invert(
         warnings.warn(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
             "invert at 1.0 and raise the guidance when you edit",
-            stacklevel=2,
+            stacklevel=3,
         )
     opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
     model = adapters.resolve(pipe)(pipe, runtime, dtype, opaque, precompute)
@@ -130,12 +140,13 @@ def invert(
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(len(x), prompts, guidance_scale)
-        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition)
+        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
         second = run.second(model, chosen, problem, prompts, len(x))
         stepper = chosen.inverter(problem)
+        record = provenance.record(model, grid, chosen, second[1] if second else condition)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
         found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, chosen, cuda_graph)
-        record = provenance.record(model, grid, chosen, second[1] if second else condition)
+        record["quantised"] = model.quantised
         node = stepper.steps.start + found.steps_taken
         kept = {name: found.state[name] for name in stepper.keep if name in found.state}
         if second and chosen.refiner(second[0], node):
@@ -159,6 +170,7 @@ def invert(
     return inversion if return_dict else inversion.to_tuple()
 
 
+@neutral()
 def reconstruct(
     pipe: Any,
     inversion: Inversion,
@@ -182,13 +194,15 @@ def reconstruct(
         pipe: the pipeline it was made with; left untouched.
         inversion: what `invert` returned. One that was interrupted is resumed from the node it reached.
         guidance_scale: None for the inversion's own, or the one that its method was made for.
-        prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them.
+        prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them; other ones replace its
+            prompt.
         negative_prompt_embeds: likewise.
-        runtime: as in `invert`.
-        dtype: as in `invert`.
+        runtime: a name, or "auto" for the one that the inversion ran in; where that cannot run here, as in `invert`,
+            and a warning.
+        dtype: as in `invert`, but None is the inversion's own, or where that cannot be as in `invert`, and a warning.
         cuda_graph: as in `invert`.
         kernels: as in `invert`.
-        precompute: as in `invert`.
+        precompute: as in `invert`, but None is what was precomputed for the inversion, as far as it can be.
         output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
         callback_on_step_end: as in `invert`.
         callback_on_step_end_tensor_inputs: as in `invert`.
@@ -209,7 +223,7 @@ def reconstruct(
     arguments.check_options(scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
-    model = adapters.resolve(pipe)(pipe, runtime, dtype, precompute=precompute)
+    model = _following(inversion, pipe, runtime, dtype, precompute)
     _check_match(pipe, inversion, prompt_embeds)
     grid, kept = inversion.schedule, {"latents": inversion.latents, **inversion.state}
     kept = {name: value.to(model.device, model.latent_dtype) for name, value in kept.items()}
@@ -218,13 +232,16 @@ def reconstruct(
         prompts = Prompts(inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds)
         condition = model.condition(batch, prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
-            warnings.warn(f"{difference} not what the inversion was made with", stacklevel=2)
-        problem = run.problem(model, grid, scale, None, batch, kernels, condition)
+            warnings.warn(f"{difference} not what the inversion was made with", stacklevel=3)
+        problem = run.problem(model, grid, scale, None, batch, kernels, condition, cuda_graph)
         stepper = inversion.method.sampler(problem, inversion.node)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
-        found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph)
-        if provenance.requantised(inversion.provenance, model):
-            warnings.warn("the int8 network is not the one that the inversion was made with", stacklevel=2)
+
+        def check() -> None:
+            if provenance.requantised(inversion.provenance, model):
+                warnings.warn("the int8 network is not the one that the inversion was made with", stacklevel=5)
+
+        found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph, check)
         latents = found.state["latents"]
         output = latents if output_type == "latent" else _present(model.decode(latents), output_type)
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
@@ -239,6 +256,45 @@ def _schedule(pipe: Any, schedule: Schedule | None, steps: int, timesteps: Seque
         raise ValueError("pass schedule or timesteps, not both")
     _check_prediction(pipe, schedule)
     return schedule
+
+
+def _following(
+    inversion: Inversion,
+    pipe: Any,
+    runtime: str | None,
+    dtype: torch.dtype | str | None,
+    precompute: Sequence[str] | None,
+) -> Adapter:
+    """The pipeline for the way back: where and as the inversion ran, as far as the caller does not say otherwise."""
+    make, stats = adapters.resolve(pipe), inversion.stats
+    runtime = "auto" if runtime is None else runtime
+    wanted = stats.runtime if runtime == "auto" else runtime, stats.dtype if dtype is None else dtype
+    try:
+        if wanted[1] is not dtype and stats.dtype == torch.float16 and _left_gpu(stats, pipe):
+            raise ValueError("float16 is slow on a CPU and overflows")
+        model = make(pipe, *wanted, precompute=precompute)
+    except (RuntimeError, ValueError) as error:
+        if wanted == (runtime, dtype):
+            raise
+        model = make(pipe, runtime, dtype, precompute=precompute)
+        warnings.warn(
+            f"the inversion ran in {stats.runtime}, {_name(stats.dtype)}, and is rebuilt in {model.runtime.name}, "
+            f"{_name(model.dtype)}: {error}",
+            stacklevel=4,
+        )
+    if dtype is not None and model.dtype != stats.dtype:
+        logger.warning("rebuilding in %s what was inverted in %s", _name(model.dtype), _name(stats.dtype))
+    if precompute is None:
+        model.precomputed = tuple(part for part in model.precomputed if part in stats.precomputed)
+    return model
+
+
+def _left_gpu(stats: Stats, pipe: Any) -> bool:
+    return not stats.device.startswith("cpu") and torch.device(pipe._execution_device).type == "cpu"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _check_prediction(pipe: Any, schedule: Schedule) -> None:

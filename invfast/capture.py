@@ -80,8 +80,8 @@ def held(key: Hashable, predict: Predict, make: Callable[[], Captured]) -> Captu
             return make()
         if found is not None:
             _held.move_to_end(key)
-            found.busy = True
-            return found.again(predict)
+            found.again(predict).busy = True
+            return found
         while len(_held) >= HELD:  # before new ones are made, so that there are never more at once
             _held.popitem(last=False)
         with torch.inference_mode():  # the condition's own tensors may be the caller's, who would see the next one's
@@ -139,7 +139,7 @@ class Captured:
         self.spent: torch.Tensor | None = None
         self.late = torch.device(device).type == "cuda" if late is None else late
         self.busy = False
-        """Whether a run is under way that `close` has not ended."""
+        """Whether a run is under way, whose counts its caller has yet to read: who made it so takes it back."""
 
     def __call__(self, step: Step, state: State) -> tuple[State, torch.Tensor | None]:
         """The state after a step, in buffers that the next call overwrites, and its sums."""
@@ -161,7 +161,6 @@ class Captured:
         if self.spent is not None:
             self._count(0, self.spent.tolist())
             self.spent.zero_()
-        self.busy = False
 
     @torch.inference_mode()
     def again(self, predict: Predict) -> Captured:

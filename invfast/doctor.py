@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from invfast import methods, ops, runtimes
-from invfast.runtimes.cache import Cache
+from invfast.runtimes.cache import Cache, unusable
 
 PACKAGES = (
     "invfast",
@@ -85,10 +85,8 @@ def _bfloat16() -> str:
 
 
 def _cache() -> str:
-    try:
-        return str(Cache().folder)
-    except OSError as error:
-        return f"unavailable: {error}"
+    why = unusable()
+    return f"unavailable: {why}" if why else str(Cache().folder)
 
 
 def _version(name: str) -> str | None:

@@ -8,8 +8,8 @@ and every container is resized by the same filter.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -33,25 +33,34 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a PNG, JPEG or WebP image, cut short, or more pixels than MAX_PIXELS or Pillow's own limit.
+        ValueError: not a PNG, JPEG or WebP image, broken or cut short, a folder, or more pixels than MAX_PIXELS or
+            Pillow's own limit.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"image {str(path)!r} does not exist")
+    name = f"image {str(path)!r}"
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{name} does not exist")
+    with _named(name):
+        if not Path(path).is_file():  # opening a pipe would wait for ever
+            raise OSError("it is a folder, or something else that is no file")
+        with Image.open(path, formats=FORMATS) as image:
+            most = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow only warns above its own
+            if image.width * image.height > most:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, at most {most}")
+            return as_rgb(image)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What fails while an image is decoded is a ValueError that names it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(
-                        f"image {str(path)!r} is too large: {image.width} x {image.height} pixels, at most {MAX_PIXELS}"
-                    )
-                return as_rgb(image)
+        yield
     except UnidentifiedImageError as error:
-        raise ValueError(f"image {str(path)!r} is not one of {', '.join(FORMATS)}") from error
+        raise ValueError(f"{name} is not one of {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"image {str(path)!r} is too large: {error}") from error
-    except OSError as error:
-        raise ValueError(f"image {str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"{name} is too large: {error}") from error
+    except Exception as error:
+        # A decoder may stumble over broken bytes in any way: SyntaxError, struct.error, zlib.error, EOFError, ...
+        raise ValueError(f"{name} cannot be read: {error}") from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -91,7 +100,7 @@ def to_pixels(image: Any, factor: int, height: int | None = None, width: int | N
 
     Raises:
         ValueError: empty or zero-sized input, images of different sizes without height and width, a size that is no
-            multiple of the factor, values out of range or not finite.
+            multiple of the factor, values out of range or not finite, a PIL image or file that cannot be decoded.
         TypeError: something that is no image.
     """
     given = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -149,7 +158,9 @@ def grid(
 def _pictures(image: Any) -> Iterator[Image.Image | torch.Tensor]:
     """One PIL RGB image (8-bit input) or one (C, H, W) float tensor at a time; kind, rank, size and range checked."""
     if isinstance(image, Image.Image):
-        yield as_rgb(image)
+        with _named("the PIL image"):  # one opened from a file is decoded only now
+            picture = as_rgb(image)
+        yield picture
     elif isinstance(image, (str, os.PathLike)):
         yield load(image)
     elif isinstance(image, np.ndarray):

@@ -43,7 +43,7 @@ class Hooks:
     trajectory: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """State after the last step taken, how many there were, and what was recorded of them."""
 

@@ -1,36 +1,29 @@
 """The result of `invert`: the latents, everything needed to go back, how the run went; and its file.
 
-A file is one safetensors file. Its tensors are the latents, the state, the schedule and what else was recorded; its
-metadata holds the schema version, the rest as JSON, and a SHA-256 over all of it, so that a damaged file is noticed.
+A file is one safetensors file, see `stored`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import save
 
-from invfast import methods
+from invfast import methods, plain, stored
+from invfast.ambient import neutral
 from invfast.methods import Method
 from invfast.schedule import Schedule
 
-FORMAT, SCHEMA = "invfast.inversion", 1
-PER_IMAGE = ("prompt_embeds", "negative_prompt_embeds")
-"""Provenance that has one entry an image."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stats:
-    """How a pass over the grid went.
+    """How a pass over the grid went. Equal are two of the same values, NaN to NaN.
 
     Args:
         evaluations: network evaluations of each image; under guidance one evaluation runs two samples (EDICT a pair
@@ -63,8 +56,13 @@ class Stats:
     precomputed: tuple[str, ...] = ()
     reached: tuple[bool, ...] | None = None
 
+    __eq__ = plain.same_fields
 
-@dataclass
+    def __hash__(self) -> int:
+        return hash((self.evaluations, self.samples, self.seconds))
+
+
+@dataclass(eq=False)
 class Inversion:
     """Latents found by `invert`, with what `reconstruct` needs to return from them.
 
@@ -86,7 +84,8 @@ class Inversion:
         provenance: names, versions and digests, plain values.
 
     `len(inversion)` is the number of images; `inversion[2]` and `inversion[:4]` are inversions of some of them, which
-    `reconstruct` and `save` take like the whole.
+    `reconstruct` and `save` take like the whole. Equal are two whose every field is, bit for bit, on whatever device;
+    it can be written to and so has no hash.
     """
 
     latents: torch.Tensor
@@ -101,6 +100,8 @@ class Inversion:
     stats: Stats
     trajectory: torch.Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    __eq__ = plain.same_fields
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -122,7 +123,7 @@ class Inversion:
             negative_prompt=None if self.negative_prompt is None else self.negative_prompt[index],
             stats=replace(stats, evaluations=stats.evaluations[index], residual=residual, reached=reached),
             trajectory=None if self.trajectory is None else self.trajectory[:, index],
-            provenance={k: v[index] if k in PER_IMAGE and v else v for k, v in self.provenance.items()},
+            provenance={k: v[index] if k in stored.PER_IMAGE and v else v for k, v in self.provenance.items()},
         )
 
     def to_tuple(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,32 +137,19 @@ class Inversion:
             OSError: the folder does not exist or cannot be written to.
         """
         tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(self).items()}
-        text = json.dumps(_plain(self), sort_keys=True)
-        metadata = {"format": FORMAT, "schema": str(SCHEMA), "json": text, "sha256": _digest(tensors, text)}
-        write_atomically(Path(path), save(tensors, metadata))
+        write_atomically(Path(path), save(tensors, stored.metadata(tensors, _plain(self))))
 
     @classmethod
-    @torch.inference_mode(False)  # ordinary tensors, whatever is set around
+    @neutral()
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Inversion:
         """Reads what `save` wrote, bit for bit.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not an inversion file, a schema this version does not know, damaged, or inconsistent.
+            FileNotFoundError: no such file. Other OSErrors: it cannot be opened.
+            ValueError: not an inversion file, a schema this version does not know, damaged, or with values that `save`
+                would not have written.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"inversion file {str(path)!r} does not exist")
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                _check_metadata(metadata)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            if _digest(tensors, metadata["json"]) != metadata["sha256"]:
-                raise ValueError("its contents do not match its SHA-256, the file is damaged")
-            return _assemble(cls, tensors, json.loads(metadata["json"]), device)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"inversion file {str(path)!r} cannot be used: {error}") from error
+        return stored.load(Path(path), lambda tensors, values: _assemble(cls, tensors, values, device))
 
 
 def _tensors(inversion: Inversion) -> dict[str, torch.Tensor]:
@@ -201,106 +189,76 @@ def _plain(inversion: Inversion) -> dict[str, Any]:
 
 
 def _assemble(
-    cls: type[Inversion], tensors: dict[str, torch.Tensor], plain: dict[str, Any], device: torch.device | str
+    cls: type[Inversion], tensors: dict[str, torch.Tensor], values: dict[str, Any], device: torch.device | str
 ) -> Inversion:
-    stats = plain["stats"]
+    _check_values(values)
+    says, stats = values["schedule"], values["stats"]
     schedule = Schedule(
         tensors["schedule.t"],
         tensors["schedule.alpha"],
-        plain["schedule"]["prediction_type"],
+        says["prediction_type"],
         tensors["schedule.source_alpha"],
-        plain["schedule"]["compat"],
-        plain["schedule"]["origin"],
+        says["compat"],
+        says["origin"],
     )
-    state = {name.removeprefix("state."): x.to(device) for name, x in tensors.items() if name.startswith("state.")}
     inversion = cls(
-        latents=tensors["latents"].to(device),
-        init_latents=tensors["init_latents"].to(device),
-        state=state,
+        **{name: value for name, value in values.items() if name not in ("schedule", "method", "stats")},
+        latents=tensors["latents"],
+        init_latents=tensors["init_latents"],
+        state={name.removeprefix("state."): x for name, x in tensors.items() if name.startswith("state.")},
         schedule=schedule,
-        method=methods.from_dict(plain["method"]),
-        node=plain["node"],
-        prompt=plain["prompt"],
-        negative_prompt=plain["negative_prompt"],
-        guidance_scale=plain["guidance_scale"],
+        method=methods.from_dict(values["method"]),
         stats=Stats(
             **{
-                **stats,
-                "evaluations": tuple(stats["evaluations"]),
-                "precomputed": tuple(stats.get("precomputed", ())),
-                "reached": None if stats.get("reached") is None else tuple(map(bool, stats["reached"])),
+                **{name: tuple(value) if isinstance(value, list) else value for name, value in stats.items()},
                 "dtype": _dtype(stats["dtype"]),
                 "residual": tensors.get("residual"),
             }
         ),
         trajectory=tensors.get("trajectory"),
-        provenance=plain["provenance"],
     )
-    _check_shapes(inversion)
-    return inversion
+    stored.check_shapes(inversion)
+    return replace(
+        inversion,
+        latents=inversion.latents.to(device),
+        init_latents=inversion.init_latents.to(device),
+        state={name: x.to(device) for name, x in inversion.state.items()},
+    )
 
 
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
+def _check_values(values: Any) -> None:
+    """The JSON of a file, by the annotations of what its values are for."""
+    plain.check(values, dict, "its JSON")
+    plain.check_fields(Inversion, values, "its values")
+    for name in ("node", "prompt", "negative_prompt", "guidance_scale", "provenance"):
+        if name not in values:
+            raise KeyError(name)
+    for name in ("schedule", "method", "stats"):
+        plain.check(values[name], dict, f"its {name}")
+    plain.check_fields(Schedule, values["schedule"], "its schedule")
+    plain.check_fields(Stats, values["stats"], "its stats")
+    counts = (*values["stats"]["evaluations"], values["stats"]["samples"], values["stats"]["seconds"])
+    if min((values["guidance_scale"], *counts)) < 0:
+        raise ValueError("guidance_scale, evaluations, samples and seconds cannot be negative")
+
+
+def _dtype(name: Any) -> torch.dtype:
+    found = vars(torch).get(name) if isinstance(name, str) else None  # not getattr, which imports some of torch's parts
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"its stats name {name!r}, which is no dtype of torch")
+        raise ValueError(f"its stats name {plain.shown(name)}, which is no dtype of torch")
     return found
-
-
-def _check_metadata(metadata: Mapping[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"it is no {FORMAT} file (format {metadata.get('format')!r})")
-    if metadata.get("schema") != str(SCHEMA):
-        raise ValueError(f"its schema is {metadata.get('schema')!r}, this version of invfast reads {SCHEMA}")
-
-
-def _check_shapes(inversion: Inversion) -> None:
-    """What the digest cannot know: a file that was made wrong, rather than damaged."""
-    x, steps = inversion.latents, inversion.schedule.num_steps
-    if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"latents must be float32 or float64 (B, C, h, w), got {x.dtype} {tuple(x.shape)}")
-    for name, other in {"init_latents": inversion.init_latents, **inversion.state}.items():
-        several = name in inversion.state and other.ndim == 5
-        shape = other.shape[:1] + other.shape[2:] if several else other.shape
-        if name == "embeds" and other.ndim == 4:  # of texts, (B, n, tokens, width)
-            shape = other.shape[:1] + x.shape[1:]
-        if shape != x.shape or other.dtype != x.dtype:
-            raise ValueError(f"{name} is {other.dtype} {tuple(other.shape)}, latents are {x.dtype} {tuple(x.shape)}")
-    if not isinstance(inversion.node, int) or not 0 <= inversion.node <= steps:
-        raise ValueError(f"node must lie in 0..{steps}, got {inversion.node!r}")
-    for name in ("prompt", "negative_prompt"):
-        texts = getattr(inversion, name)
-        if texts is not None and len(texts) != len(x):
-            raise ValueError(f"{name} has {len(texts)} texts for {len(x)} images")
-    if not x.isfinite().all():
-        raise ValueError("latents are not finite")
-
-
-def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
-    sha = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        sha.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a kill leaves the old one or the new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    file = temporary.open("xb")  # as any new file, with the rights that umask and folder leave it
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from invfast import adapters, runtimes
 from invfast.adapters import Prompts
+from invfast.ambient import neutral
 
 
 class Prepared(NamedTuple):
@@ -23,6 +23,7 @@ class Prepared(NamedTuple):
     seconds: float
 
 
+@neutral()
 def prepare(
     pipe: Any,
     *,
@@ -51,7 +52,7 @@ def prepare(
         precompute: as in `invert`, and the same as there: a network that is given keys and values is another one.
 
     Raises:
-        ValueError, RuntimeError: as in `invert`; or the runtime builds for no such GPU.
+        ValueError, RuntimeError, OSError: as in `invert`; or the runtime builds for no such GPU.
     """
     began = time.perf_counter()
     model = _model(pipe, runtime, dtype, capability, precompute)
@@ -68,7 +69,5 @@ def _model(
     make = adapters.resolve(pipe)
     if capability is None:
         return make(pipe, runtime, dtype, precompute=precompute)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "float16 on a CPU")  # nothing is computed in it here
-        own = pipe.unet.dtype if dtype is None else dtype
-        return make(pipe, runtimes.ahead_of_time(runtime, capability), own, precompute=precompute)
+    own = pipe.unet.dtype if dtype is None else dtype
+    return make(pipe, runtimes.ahead_of_time(runtime, capability), own, precompute=precompute)

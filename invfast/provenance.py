@@ -9,23 +9,31 @@ from typing import Any
 import torch
 
 from invfast.adapters import Adapter, Condition
-from invfast.digests import tensor_digest, weights_digest
+from invfast.ambient import numerics
+from invfast.digests import tensor_digest
+from invfast.fingerprint import fingerprint
 from invfast.methods import Method
 from invfast.schedule import Schedule
 
 MEANING = {
     "betas": "the scheduler's betas are",
-    "weights": "the network's weights are",
-    "vae": "the VAE's weights are",
+    "network.weights": "the network's weights are",
+    "network.settings": "the network's settings (an adapter's scale, FreeU, a patched part) are",
+    "vae.weights": "the VAE's weights are",
+    "vae.settings": "the VAE's settings are",
     "prompt_embeds": "the prompt embeddings are",
     "negative_prompt_embeds": "the negative prompt embeddings are",
+    "numerics": "torch's numeric settings (TF32, reduced precision) are",
 }
 EMBEDS = "encoder_hidden_states"
-PACKAGES = ("invfast", "torch", "diffusers", "transformers")
+PACKAGES = ("invfast", "torch", "diffusers", "transformers", "peft")
 
 
 def record(model: Adapter, grid: Schedule, method: Method, condition: Condition) -> dict[str, Any]:
-    """Plain values that say how an inversion was made, once it ran."""
+    """Plain values that say how an inversion is made; taken before it runs, so that nothing here can lose a run.
+
+    A digest is None where there is nothing to read; "network.unreadable" and "vae.unreadable" say why.
+    """
     return {
         "pipeline": type(model.pipe).__name__,
         "schedule": grid.digest,
@@ -33,7 +41,6 @@ def record(model: Adapter, grid: Schedule, method: Method, condition: Condition)
         "method": repr(method),
         **{name: _version(name) for name in PACKAGES},
         "embeds_on": _place(condition),
-        "quantised": model.quantised,
         **_digests(model, condition),
     }
 
@@ -41,11 +48,17 @@ def record(model: Adapter, grid: Schedule, method: Method, condition: Condition)
 def differences(made_with: Mapping[str, Any], model: Adapter, condition: Condition) -> Iterator[str]:
     """Names what a model and condition have otherwise; what either side did not record is passed over."""
     # Embeddings of one text differ in their last bits between devices and versions; only like is compared with like.
-    comparable = made_with.get("embeds_on") == _place(condition)
+    # Settings are attributes, which the library that wrote a module may name otherwise in another version.
+    versions = all(made_with.get(name) == _version(name) for name in PACKAGES)
+    comparable = {
+        "embeds": made_with.get("embeds_on") == _place(condition),
+        "settings": versions,
+        "numerics": str(made_with.get("numerics")).startswith(f"{model.device.type}:"),
+    }
     for name, digest in _digests(model, condition).items():
-        if "embeds" in name and not comparable:
+        if not all(same for kind, same in comparable.items() if kind in name):
             continue
-        if None not in (made_with.get(name), digest) and made_with[name] != digest:
+        if name in MEANING and None not in (made_with.get(name), digest) and made_with[name] != digest:
             yield MEANING[name]
 
 
@@ -54,14 +67,17 @@ def requantised(made_with: Mapping[str, Any], model: Adapter) -> bool:
     return None not in (made_with.get("quantised"), model.quantised) and made_with["quantised"] != model.quantised
 
 
-def _digests(model: Adapter, condition: Condition) -> dict[str, str | list[str] | None]:
+def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:
     pipe, (positive, negative) = model.pipe, condition
+    found = {"network": model.fingerprint}
+    if isinstance(getattr(pipe, "vae", None), torch.nn.Module):
+        found["vae"] = fingerprint(pipe.vae)
     return {
         "betas": tensor_digest(getattr(pipe.scheduler, "alphas_cumprod", None)),
-        "weights": model.weights,
-        "vae": weights_digest(pipe.vae) if hasattr(pipe, "vae") else None,
+        **{f"{part}.{k}": getattr(of, k) for part, of in found.items() for k in ("weights", "settings", "unreadable")},
         "prompt_embeds": _row_digests(positive.get(EMBEDS)),
         "negative_prompt_embeds": _row_digests((negative or {}).get(EMBEDS)),
+        "numerics": numerics(model.device),
     }
 
 

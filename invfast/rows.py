@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import torch
 
-from invfast.schedule import Schedule
+from invfast.schedule import NEGLIGIBLE, ROUNDING, Schedule
 
 VELOCITY_BELOW = 0.05
 """Target alpha under which the velocity is held. Stable Diffusion's betas end at 0.068, zero-terminal-SNR ones at 0."""
@@ -140,14 +140,19 @@ def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tenso
     Carrying n in place of x_{i-1} is the same formula without its difference of nearly equal latents times r^2.
     """
     _require_chain(schedule, "O-BELM")
-    if float(schedule.alpha[-1]) == 0:
+    if float(schedule.alpha[-1]) ** 2 <= NEGLIGIBLE:
         raise ValueError(
-            f"O-BELM divides by alpha, which is 0 at t={schedule.t[-1].item()} (zero terminal SNR); use BDIA, or a "
-            "'leading' grid"
+            f"O-BELM divides by alpha, which is {float(schedule.alpha[-1]):.2g} at t={schedule.t[-1].item()} (zero "
+            "terminal SNR); use BDIA, or a 'leading' grid"
         )
     a, b = _levels(schedule)
     (p, q), h = transfer(*a, *b, "epsilon"), (schedule.sigma / schedule.alpha).diff()
     ratio = torch.cat([torch.ones_like(h[:1]), h[1:] / h[:-1]])
+    if float(torch.minimum(ratio, 1 / ratio).min()) ** 2 <= NEGLIGIBLE:
+        raise ValueError(
+            f"O-BELM amplifies errors by how much longer a step is than the one before it, here up to "
+            f"{float(torch.maximum(ratio, 1 / ratio).max()):.2g} times; use BDIA, or steps more alike"
+        )
     state, output = noise(schedule)[:, 0].roll(1, 0).unbind(-1)  # read at each step's source
     following = torch.stack([(1 + ratio) * state, -ratio, (1 + ratio) * output], -1)
     begun = slice(start, start + 1)  # none where a jump went all the way
@@ -211,12 +216,13 @@ def edict(schedule: Schedule, mix: float) -> tuple[torch.Tensor, ...]:
 def noise_maps(schedule: Schedule, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """DDPM with its noise solved for, up (N, 2, 3): (x_a, x_b, o) -> (x_b, z), down (N, 1, 3): (x_b, z, o) -> x_a.
 
-    x_a = mu(x_b) + s z with s^2 = eta^2 sigma_a^2 / sigma_b^2 (1 - alpha_b^2 / alpha_a^2). Where s = 0 (a = clean data)
-    z is the difference itself.
+    x_a = mu(x_b) + s z with s^2 = eta^2 sigma_a^2 / sigma_b^2 (1 - alpha_b^2 / alpha_a^2). Where s = 0 (a = clean
+    data), or less than float32 rounds away, z is the difference itself.
     """
     _require_chain(schedule, "NoiseMaps")
     a, b = _levels(schedule)
     scale = eta * a[1] / b[1] * (1 - (b[0] / a[0]) ** 2).sqrt()
+    scale = torch.where(scale <= ROUNDING, 0.0, scale)
     p, q = transfer(*b, a[0], (a[1] ** 2 - scale**2).clamp(min=0).sqrt(), schedule.prediction_type)
     scale = torch.where(scale == 0, 1.0, scale)
     # x_b passes through with a zero for o: an output that is not finite shows in the latents.

@@ -11,8 +11,9 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import arguments, capture, ops
 from invfast.adapters import Adapter, Condition, Prompts
-from invfast.adapters.conditioned import EMBEDS
+from invfast.adapters.conditioned import EMBEDS, alike
 from invfast.adapters.predictor import Predictor
+from invfast.ambient import numerics
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Stats
 from invfast.methods import Method, Problem
@@ -30,8 +31,9 @@ def problem(
     batch: int,
     kernels: str | None,
     condition: Condition = ({}, None),
+    cuda_graph: bool | None = None,
 ) -> Problem:
-    """What the method may know of this run, its kernels chosen."""
+    """What the method may know of this run, its kernels chosen for the way its steps are taken."""
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(f"generator has {len(generator)} generators for {batch} images; pass one, or one an image")
 
@@ -40,7 +42,8 @@ def problem(
         # Drawn in float32 whatever the run's dtype: a seed means one noise.
         return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
 
-    chosen = ops.resolve(model.device, kernels)
+    captured = cuda_graph is not False and model.device.type == "cuda" and model.runtime.capturable
+    chosen = ops.resolve(model.device, kernels, captured)
     scale, embeds = model.guidance(guidance_scale), _embeds(model, condition)
     return Problem(grid, scale, model.device, model.latent_dtype, draw, chosen, embeds)
 
@@ -108,14 +111,18 @@ def run(
     hooks: Hooks,
     method: Method,
     cuda_graph: bool | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Run, Stats]:
     """All steps of `stepper`, which is the method's, under the pipeline's own progress bar.
+
+    `check` is called once the network is ready, before the first step.
 
     Raises:
         ValueError: cuda_graph=True where steps cannot be captured; says why.
     """
     grid = problem.schedule
     predict = model.predictor(state["latents"], grid.t, condition)
+    check()
     take = _captured(model, problem, stepper, predict, state, method, cuda_graph)
     if take:
         predict = take.predict
@@ -141,6 +148,8 @@ def run(
         precomputed=model.precomputed,
         reached=reached(stepper, found.residual, predict.dtype),
     )
+    if take:
+        take.busy = False  # not before its predictor's counts are read: another thread's run starts them anew
     return found, stats
 
 
@@ -166,8 +175,8 @@ def reached(stepper: Stepper, residual: torch.Tensor | None, dtype: torch.dtype)
 
 
 def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:
-    """The text embeddings of each branch, in the latents' dtype."""
-    each = [branch[EMBEDS] for branch in condition if branch and EMBEDS in branch]
+    """The text embeddings of each branch, as many tokens in each, in the latents' dtype."""
+    each = [branch[EMBEDS] for branch in alike(*condition) if branch and EMBEDS in branch]
     return tuple(value.to(model.device, model.latent_dtype) for value in each)
 
 
@@ -198,6 +207,7 @@ def _captured(
     steps = stepper.steps  # ranges of one step are equal whichever way they go
     key = (
         *(model.identity, model.addresses, model.runtime.name, model.dtype, model.device, model.precomputed, shapes),
+        numerics(model.device),
         *(problem.schedule.digest, problem.guidance_scale, problem.dtype, problem.kernels.name),
         *(type(stepper), repr(method), steps.start, steps.stop, steps.step),
     )

@@ -1,4 +1,4 @@
-"""The torch operators `invfast_triton::*`: they allocate, choose a grid and launch. torch.compile looks into them.
+"""What the torch operators `invfast_triton::*` do, which `invfast.ops` registers: allocate, choose a grid and launch.
 
 How a sample is cut, and with it the order of its sums, depends on its size alone: a batch is bit-equal to its images.
 Arguments are checked by `invfast.ops`; a step that lies on the device is checked by the kernels.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch.library import triton_op, wrap_triton
 
 from invfast.kernels.anderson import gram_kernel, mix_kernel, whole_kernel
 from invfast.kernels.lincomb import finish_kernel, lincomb_kernel, residual_kernel
@@ -20,11 +19,14 @@ from invfast.kernels.lincomb import finish_kernel, lincomb_kernel, residual_kern
 MAP = (1024, 4)
 SUM = {torch.float32: (1024, 4), torch.float64: (512, 4)}
 MIX = {torch.float32: (1024, 4), torch.float64: (1024, 8)}
-WHOLE = 32768  # up to this many elements one program serves a sample
+# Up to this many elements one program serves a sample, in one launch. 16 blocks by one program took 14.3 us inside a
+# graph, of which a launch is 1.5 (H100): from three blocks on a second launch is the cheaper.
+WHOLE = 2048
 CHUNKS = 128  # most programs that share a sample
+EXACT = {"enable_fp_fusion": False}
+"""Nothing is fused but what is written as `tl.fma`."""
 
 
-@triton_op("invfast_triton::lincomb", mutates_args=())
 def lincomb(inputs: list[torch.Tensor], table: torch.Tensor, index: torch.Tensor) -> list[torch.Tensor]:
     outputs = _empty(inputs[0], table)
     if inputs[0].numel() == 0:
@@ -36,14 +38,13 @@ def lincomb(inputs: list[torch.Tensor], table: torch.Tensor, index: torch.Tensor
     block, warps = MAP
     blocks = _ceil(size, block)
     with _on(inputs[0]):
-        wrap_triton(lincomb_kernel)[(samples * blocks,)](
+        lincomb_kernel[(samples * blocks,)](
             *x, out[0], out[1], table, index, size, table.shape[0], index.ndim, blocks,
-            M=table.shape[1], K=table.shape[2], BLOCK=block, num_warps=warps,
+            M=table.shape[1], K=table.shape[2], BLOCK=block, num_warps=warps, **EXACT,
         )  # fmt: skip
     return outputs
 
 
-@triton_op("invfast_triton::lincomb_residual", mutates_args=())
 def lincomb_residual(
     inputs: list[torch.Tensor], table: torch.Tensor, index: torch.Tensor, y: torch.Tensor
 ) -> list[torch.Tensor]:
@@ -59,16 +60,15 @@ def lincomb_residual(
     chunks, blocks = plan(size, block)
     partial = sums if chunks == 1 else torch.empty((samples, 3, chunks), dtype=table.dtype, device=table.device)
     with _on(inputs[0]):
-        wrap_triton(residual_kernel)[(samples * chunks,)](
+        residual_kernel[(samples * chunks,)](
             *x, y.contiguous(), out[0], out[1], table, index, partial, size, table.shape[0], index.ndim, chunks, blocks,
-            M=table.shape[1], K=table.shape[2], BLOCK=block, num_warps=warps,
+            M=table.shape[1], K=table.shape[2], BLOCK=block, num_warps=warps, **EXACT,
         )  # fmt: skip
         if chunks > 1:
-            wrap_triton(finish_kernel)[(samples,)](partial, sums, chunks, CHUNKS=CHUNKS, num_warps=4)
+            finish_kernel[(samples,)](partial, sums, chunks, CHUNKS=CHUNKS, num_warps=4, **EXACT)
     return [*outputs, sums]
 
 
-@triton_op("invfast_triton::anderson_mix", mutates_args=())
 def anderson_mix(values: list[torch.Tensor], residuals: list[torch.Tensor]) -> torch.Tensor:
     first, m = values[0], len(values)
     if m == 1:
@@ -82,16 +82,16 @@ def anderson_mix(values: list[torch.Tensor], residuals: list[torch.Tensor]) -> t
     chunks, blocks = plan(size, block)
     with _on(first):
         if chunks == 1:
-            wrap_triton(whole_kernel)[(samples,)](
-                *f, *r, out, size, blocks, M=m, BLOCK=block, num_warps=warps
+            whole_kernel[(samples,)](
+                *f, *r, out, size, blocks, M=m, BLOCK=block, num_warps=warps, **EXACT
             )  # fmt: skip
             return out
         partial = torch.empty((samples, m * (m + 1) // 2, chunks), dtype=torch.float64, device=first.device)
-        wrap_triton(gram_kernel)[(samples * chunks,)](
-            *r, partial, size, chunks, blocks, M=m, BLOCK=block, num_warps=warps
+        gram_kernel[(samples * chunks,)](
+            *r, partial, size, chunks, blocks, M=m, BLOCK=block, num_warps=warps, **EXACT
         )  # fmt: skip
-        wrap_triton(mix_kernel)[(samples * chunks,)](
-            *f, partial, out, size, chunks, blocks, M=m, BLOCK=block, CHUNKS=CHUNKS, num_warps=warps
+        mix_kernel[(samples * chunks,)](
+            *f, partial, out, size, chunks, blocks, M=m, BLOCK=block, CHUNKS=CHUNKS, num_warps=warps, **EXACT
         )  # fmt: skip
     return out
 

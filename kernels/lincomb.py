@@ -42,11 +42,11 @@ def row(table, step, steps, m: tl.constexpr, M: tl.constexpr, K: tl.constexpr):
 def combine(x0, x1, x2, x3, c0, c1, c2, c3, K: tl.constexpr):
     total = x0 * c0
     if K > 1:
-        total += x1 * c1
+        total = tl.fma(x1, c1, total)
     if K > 2:
-        total += x2 * c2
+        total = tl.fma(x2, c2, total)
     if K > 3:
-        total += x3 * c3
+        total = tl.fma(x3, c3, total)
     return total
 
 
@@ -112,8 +112,8 @@ def residual_kernel(
             tl.store(out1 + start + lane, combine(x0, x1, x2, x3, d0, d1, d2, d3, K), mask=lane < left)
         f = tl.where(lane < left, f, 0.0)
         difference = f - read(y, start, left, lane, A)
-        gap += difference * difference
-        norm += f * f
+        gap = tl.fma(difference, difference, gap)
+        norm = tl.fma(f, f, norm)
         bad += tl.where(tl.abs(f) < float("inf"), 0.0, 1.0)
     outside = (step < 0) | (step >= steps)
     count = tl.where(outside, float("nan"), tl.sum(bad, 0))

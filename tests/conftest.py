@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -50,6 +51,15 @@ def tiny():
 @pytest.fixture(scope="session")
 def peach(samples):
     return samples["peach"].image
+
+
+@pytest.fixture
+def eager_switching():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture

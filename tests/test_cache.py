@@ -1,20 +1,23 @@
 """The cache of exported networks: private, atomic, locked, checked."""
 
+import errno
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from exact import steps_as_exact_as_eagers
 from tiny import stable_diffusion
-from toy import distance
 
 from invfast import invert, runtimes
-from invfast.runtimes.cache import MANIFEST, Cache
+from invfast.runtimes.cache import MANIFEST, Cache, remember, remembered
 
 INPUTS = {"class": "Net", "runtime": "toy 1", "shape": [1, 2]}
 
@@ -150,10 +153,93 @@ def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path, pe
     content[len(content) // 2] ^= 4
     weights.write_bytes(content)
     runtimes.release()
-    pipe = stable_diffusion()
-    wanted = invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="eager")
-    assert (
-        distance(invert(pipe, peach, method="ddim", num_inference_steps=2, runtime="openvino").latents, wanted.latents)
-        < 2e-5
-    )
+    call = partial(invert, stable_diffusion(), peach, method="ddim", num_inference_steps=2)
+    steps_as_exact_as_eagers(partial(call, runtime="openvino"), partial(call, runtime="eager"))
     assert weights.read_bytes() != content
+
+
+ABOUT = {"what": "speed of bfloat16", "torch": "2.13.0"}
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    """The folder of an empty cache, the process's own."""
+    monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "own"))
+    return tmp_path / "own"
+
+
+def test_a_small_value_is_remembered(notes):
+    assert remembered(ABOUT) is None
+    for value in ([1.3125, 0.01], {"pays": True}, "text", 0):
+        remember(ABOUT, value)
+        assert remembered(ABOUT) == value
+    assert remembered({**ABOUT, "torch": "2.14.0"}) is None
+    assert len(os.listdir(notes)) == 1
+    assert list(Cache().entries()) == []
+    for value, error in ((float("nan"), ValueError), (object(), TypeError), ("x" * 65_536, ValueError)):
+        with pytest.raises(error):
+            remember(ABOUT, value)
+    assert remembered(ABOUT) == 0
+
+
+def harmed(text):
+    """Ways a note's file may be wrong, as what to write in its place."""
+    return [
+        *(text[:j] + chr(ord(text[j]) ^ 1) + text[j + 1 :] for j in range(len(text))),
+        *(text[:j] for j in range(0, len(text), 7)),
+        "[" * 100_000,
+        "null",
+        "[1, 2]",
+        '{"body": 3, "digest": []}',
+        '{"body": {}, "digest": NaN}',
+        text.replace("1.25", "1" * 5000),
+    ]
+
+
+def test_a_harmed_value_is_forgotten(notes):
+    remember(ABOUT, [1.25, False])
+    (path,) = notes.iterdir()
+    text = path.read_text()
+    for wrong in harmed(text):
+        path.write_text(wrong)
+        assert remembered(ABOUT) is None or json.loads(wrong) == json.loads(text)
+    path.write_bytes(b"\xff\xfe" + text.encode())
+    assert remembered(ABOUT) is None
+    for make in (path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to(notes / "nowhere")):
+        path.unlink()
+        make()
+        assert remembered(ABOUT) is None
+        if path.is_dir():
+            path.rmdir()
+            path.touch()
+    remember(ABOUT, 2)
+    assert remembered(ABOUT) == 2
+
+
+@pytest.mark.parametrize("way", ["under a file", "a file", "a dangling link", "full", "no home"])
+def test_where_nothing_can_be_kept_nothing_is(way, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG, "invfast")
+    unusable(way, tmp_path, monkeypatch)
+    remember(ABOUT, 1)
+    assert remembered(ABOUT) is None
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+    assert "INVFAST_CACHE" in caplog.text or way == "full"
+
+
+def unusable(way, folder, monkeypatch):
+    """Makes the process's own cache one that cannot be written to, for any user, root too."""
+    (folder / "file").touch()
+    (folder / "link").symlink_to(folder / "nowhere" / "cache")
+    place = {"under a file": folder / "file" / "cache", "a file": folder / "file", "a dangling link": folder / "link"}
+    monkeypatch.setenv("INVFAST_CACHE", str(place.get(way, folder / "cache")))
+    if way == "full":
+
+        def full(*args, **kwargs):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("tempfile.mkstemp", full)
+    if way == "no home":
+        monkeypatch.delenv("INVFAST_CACHE")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", "")
+        monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)

@@ -61,17 +61,18 @@ def test_a_folder_of_images_in_batches(tmp_path):
         demo.load_images()[name].image.resize((side, side)).save(tmp_path / f"{name}.png")
     files = [f"{name}.png" for name in names]
     prompts = [f"--prompt=noto {name}" for name in names]
-    args = ("--model", "model", "--method", "ddim", "--steps", 4, "--batch", 2, "--json")
+    args = ("--model", "model", "--method", "ddim", "--steps", 4, "--batch", 2, "--dtype", "float64", "--json")
     report = result(invfast("invert", *files, *prompts, "-o", "noise", *args, cwd=tmp_path))
     assert [row["latents"] for row in report["inversions"]] == [[4, 8, 8], [4, 8, 8], [4, 5, 5]]
     for name in names:
         found = Inversion.load(tmp_path / "noise" / f"{name}.safetensors")
         pipe = stable_diffusion()
-        alone = invert(pipe, tmp_path / f"{name}.png", f"noto {name}", method="ddim", num_inference_steps=4)
-        assert distance(found.latents, alone.latents) < 4e-5  # 1e-5 a step
+        options = {"method": "ddim", "num_inference_steps": 4, "dtype": "float64"}
+        alone = invert(pipe, tmp_path / f"{name}.png", f"noto {name}", **options)
+        assert distance(found.latents, alone.latents) < 1e-10
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # one image of a batch was made with what it is rebuilt with
-            reconstruct(pipe, found)
+            reconstruct(pipe, found, dtype="float64")
 
 
 def test_an_unknown_hub_id_offline(tmp_path):

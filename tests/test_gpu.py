@@ -1,7 +1,10 @@
 """What only a GPU can show: kernels on the device, captured steps, launches; `benchmarks/gpu.sh` runs them all."""
 
+from functools import partial
+
 import pytest
 import torch
+from exact import as_exact_as_eager, steps_as_exact_as_eagers
 from test_methods import TWINS, schedule
 from toy import distance, noise_for, predictor
 
@@ -41,10 +44,31 @@ def test_kernels_against_float64_on_the_cpu(kernels, dtype, size):
         device = [x.cuda() for x in inputs], table.cuda(), index.cuda()
         got = kernels.lincomb_residual(*device, inputs[1].cuda())
         alone = kernels.lincomb(*device)
-        for a, b in zip(wanted, got, strict=True):
-            assert distance(b.cpu(), a) < 10 * near
+        *outputs, sums = got
+        assert distance(sums.cpu(), wanted[-1]) < 10 * near
+        # Four products and three sums, in any order, fused or not; in float64 what is wanted is rounded as well.
+        sizes = ops.lincomb([x.double().abs() for x in inputs], table.double().abs(), index)
+        for a, b, size in zip(wanted, outputs, sizes, strict=False):
+            assert ((b.cpu().double() - a).abs() <= 4 * torch.finfo(wide).eps * size).all()
         for a, b in zip(got, alone, strict=False):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_outputs_do_not_depend_on_the_implementation(dtype, size):
+    """Products are fused in one order; sums over a sample are added in an order of each one's own."""
+    for name in ("cpp", "triton"):
+        if why := ops.unavailable(name, "cuda"):
+            pytest.skip(why)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for k in range(1, 5):
+        inputs = [torch.randn(3, size).to("cuda", dtype) for _ in range(k)]
+        table, index = torch.randn(5, 2, k, dtype=wide, device="cuda"), torch.tensor([4, 0, 2], device="cuda")
+        found = []
+        for each in (ops.resolve("cuda", "cpp"), ops.resolve("cuda", "triton")):
+            found += [each.lincomb(inputs, table, index), each.lincomb_residual(inputs, table, index, inputs[0])[:2]]
+        assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 def test_anderson_on_the_device(kernels):
@@ -58,33 +82,35 @@ def test_anderson_on_the_device(kernels):
 
 @pytest.mark.parametrize("name", TWINS)
 def test_captured_steps_are_plain_ones(kernels, name, x0):
-    x, grid, found = x0.float().cuda(), schedule(), []
-    problem = Problem(grid, 1.0, "cuda", torch.float32, lambda s, seed: noise_for(s, seed).float().cuda(), kernels)
-    for captured in (False, True):
-        stepper = TWINS[name][0].inverter(problem)
-        predict = predictor(len(x), torch.float32, dynamic_batch=False, function=network)
+    grid, found = schedule(), []
+    for dtype, captured in ((torch.float32, True), (torch.float32, False), (torch.float64, False)):
+        x, draw = x0.to("cuda", dtype), lambda shape, seed, dtype=dtype: noise_for(shape, seed).to("cuda", dtype)
+        stepper = TWINS[name][0].inverter(Problem(grid, 1.0, "cuda", dtype, draw, kernels))
+        predict = predictor(len(x), dtype, dynamic_batch=False, function=network)
         take = Captured(stepper, predict, grid, "cuda", cuda_graphs()) if captured else None
         found.append(integrate(stepper, {"latents": x}, predict, grid, Hooks(), take).state["latents"])
-    assert distance(found[1], found[0]) < 1e-6
+    as_exact_as_eager(*found)
+
+
+def captured_and_plain(pipe, name, **options):
+    """An inversion with its steps captured, held to the plain one's exactness; the two."""
+    calls = (partial(invert, pipe, *demo.load_images()[name], **options, cuda_graph=graph) for graph in (None, False))
+    captured, plain, _ = steps_as_exact_as_eagers(*calls)
+    return captured, plain
 
 
 def test_the_bundled_model_there_and_back():
     pipe = demo.load_pipeline().to("cuda")
-    image, prompt = demo.load_images()["peach"]
-    method = FixedPoint(3, "anderson", "linear")
-    found = {graph: invert(pipe, image, prompt, method=method, cuda_graph=graph) for graph in (False, None)}
-    assert found[None].stats.cuda_graph
-    assert not found[False].stats.cuda_graph
-    assert distance(found[None].latents, found[False].latents) < 1e-4
-    assert distance(reconstruct(pipe, found[None], output_type="latent").latents, found[None].init_latents) < 1e-2
+    captured, plain = captured_and_plain(pipe, "peach", method=FixedPoint(3, "anderson", "linear"))
+    assert captured.stats.cuda_graph
+    assert not plain.stats.cuda_graph
+    assert distance(reconstruct(pipe, captured, output_type="latent").latents, captured.init_latents) < 1e-2
 
 
 def test_kept_graphs_serve_another_image_and_prompt():
     pipe = demo.load_pipeline().to("cuda")
     for name in ("peach", "coffee"):
-        image, prompt = demo.load_images()[name]
-        found = [invert(pipe, image, prompt, method="anderson", cuda_graph=graph).latents for graph in (None, False)]
-        assert distance(*found) < 1e-4
+        captured_and_plain(pipe, name, method="anderson")
 
 
 def test_a_captured_step_is_one_launch_and_no_wait():

@@ -2,10 +2,13 @@
 
 import io
 import pickle
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from diffusers import LCMScheduler
+from exact import as_exact_as_eager, error, one_by_one, steps, steps_as_exact_as_eagers
 from PIL import Image
 from tiny import QUICK, SD, stable_diffusion
 from toy import distance, grid
@@ -32,8 +35,15 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
     """The bundled network itself in float64, a batch with its own prompts, against the twin image by image."""
     names = ("peach", "cat")
     images, prompts = [samples[n].image for n in names], [samples[n].prompt for n in names]
-    adapter = StableDiffusion(pipe, dtype=torch.float64)
+    adapter, eager = (StableDiffusion(pipe, dtype=each) for each in (torch.float64, torch.float32))
     x0 = adapter.encode(images, None, None)
+
+    def by_hand(adapter, x, nodes, prompt, twin, settings):
+        condition, _ = adapter.condition(1, Prompts([prompt]), 1.0)
+        predict = adapter.predictor(x, nodes.t, (condition, None))
+        with torch.inference_mode():
+            return twin(lambda x, t: predict(x, torch.tensor(t))[0], x, grid(nodes), **settings)
+
     for method, twin, tolerance in (
         (DDIM(), ddim.invert, 1e-10),
         (FixedPoint(2, "anderson", "linear"), fixed_point.invert, 1e-8),
@@ -42,46 +52,47 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
         inv = invert(pipe, images, prompts, method=method, num_inference_steps=5, dtype="float64")
         assert inv.latents.dtype == torch.float64
         assert distance(inv.init_latents, x0) == 0
-        for j, prompt in enumerate(prompts):
-            condition, _ = adapter.condition(1, Prompts([prompt]), 1.0)
-            predict = adapter.predictor(x0[:1], inv.schedule.t, (condition, None))
-            with torch.inference_mode():
-                wanted = twin(
-                    lambda x, t, p=predict: p(x, torch.tensor(t))[0], x0[j : j + 1], grid(inv.schedule), **settings
-                )
-            assert distance(inv.latents[j : j + 1], wanted) < tolerance
-        # float32 against it: 1e-5 a step, and the network amplifies what a step leaves to the next
-        single = invert(pipe, images, prompts, method=method, num_inference_steps=5)
-        assert distance(single.latents, inv.latents) < 1e-5 * 5
+        rows = [(row, inv.schedule, prompt, twin, settings) for row, prompt in zip(x0.split(1), prompts, strict=True)]
+        exact = [by_hand(adapter, *row) for row in rows]
+        for latents, wanted in zip(inv.latents.split(1), exact, strict=True):
+            assert distance(latents, wanted) < tolerance
+        single = invert(pipe, images, prompts, method=method, num_inference_steps=5).latents
+        as_exact_as_eager(single.split(1), [by_hand(eager, row.float(), *more) for row, *more in rows], exact)
 
 
 @pytest.mark.parametrize("method", [DDIM(), EasyInv(), FixedPoint(2, "anderson", "linear"), ForwardStart(1)])
 def test_prediction_types_give_the_same_latents(method, pipe, samples):
     images, prompts = [samples[n].image for n in ("peach", "coffee")], ["noto peach", "photo coffee"]
-    kwargs = {"method": method, "num_inference_steps": 10}
-    wanted = invert(pipe, images, prompts, **kwargs)
-    exact = invert(pipe, images, prompts, **kwargs, dtype="float64")
+    inverting = partial(invert, image=images, prompt=prompts, method=method, num_inference_steps=10)
+    exact = inverting(pipe, dtype="float64")
     for prediction in ("v_prediction", "sample"):
         other = demo.load_pipeline(prediction)
         assert other.scheduler.config.prediction_type == prediction
-        inv = invert(other, images, prompts, **kwargs)
+        assert distance(inverting(other, dtype="float64").latents, exact.latents) < 1e-8
+        inv, plain, _ = steps_as_exact_as_eagers(partial(inverting, other), partial(inverting, pipe))
         assert inv.schedule.prediction_type == prediction
-        assert distance(inv.latents, wanted.latents) < 1e-5 * 10
-        assert distance(invert(other, images, prompts, **kwargs, dtype="float64").latents, exact.latents) < 1e-8
-        back = [reconstruct(p, i, output_type="latent").latents for p, i in ((pipe, wanted), (other, inv))]
-        assert distance(back[1], back[0]) < 1e-3
+        plain = replace(plain, latents=inv.latents)
+        back = partial(reconstruct, output_type="latent")
+        steps_as_exact_as_eagers(partial(back, other, inv), partial(back, pipe, plain))
 
 
 def test_a_batch_equals_its_images(pipe, samples):
     names = ("peach", "astronaut", "soccer_ball")
     images, prompts = [samples[n].image for n in names], [samples[n].prompt for n in names]
-    method = FixedPoint(4, "anderson", "constant", tolerance=1e-3)
-    together = invert(pipe, images, prompts, method=method, num_inference_steps=6)
-    for j in range(3):
-        alone = invert(pipe, images[j], prompts[j], method=method, num_inference_steps=6)
-        assert torch.equal(alone.init_latents, together.init_latents[j : j + 1])
-        assert distance(alone.latents, together.latents[j : j + 1]) < 1e-4
-        assert abs(alone.stats.evaluations[0] - together.stats.evaluations[j]) <= 1
+    options = {"method": FixedPoint(4, "anderson", "constant", tolerance=1e-3), "num_inference_steps": 6}
+    together, each = a_batch_and_each(pipe, images, prompts, **options)
+    assert torch.equal(torch.cat([alone.init_latents for alone in each]), together.init_latents)
+    assert [alone.stats.evaluations[0] for alone in each] == list(together.stats.evaluations)
+
+
+def a_batch_and_each(pipe, images, prompts, **options):
+    """Holds a batch to its images, each alone the eager run: the batch's result, and theirs."""
+    path, _ = steps(partial(invert, pipe, images, prompts, **options, dtype="float64"))
+    both, together = steps(partial(invert, pipe, images, prompts, **options), path)
+    each = [partial(invert, pipe, *given, **options) for given in zip(images, prompts, strict=True)]
+    eager, alone = one_by_one(each, path)
+    as_exact_as_eager(both, eager, path)
+    return together, alone
 
 
 def test_more_evaluations_reconstruct_better(pipe, samples):
@@ -130,24 +141,20 @@ def test_guidance_one_runs_one_sample_an_image(pipe, peach):
 @pytest.mark.parametrize("method", [DDIM(), EasyInv(variant="before"), FixedPoint(2, "anderson", "linear")])
 def test_guidance_with_equal_prompts_is_guidance_one(method, pipe, peach):
     """Also with a method that keeps the predicted noise, and with the guided run's own reconstruction."""
-    one = invert(pipe, peach, "noto peach", method=method, **QUICK)
-    seven = invert(pipe, peach, "noto peach", negative_prompt="noto peach", guidance_scale=7.5, method=method, **QUICK)
-    assert distance(seven.latents, one.latents) < 1e-4
-    a, b = (reconstruct(pipe, inv, output_type="latent").latents for inv in (one, seven))
-    assert distance(b, a) < 1e-3
-    different = invert(pipe, peach, "noto peach", guidance_scale=7.5, method=method, **QUICK)
-    assert distance(different.latents, one.latents) > 1e-3
+    inverting = partial(invert, pipe, peach, "noto peach", method=method, dtype="float64", **QUICK)
+    one, seven = inverting(), inverting(negative_prompt="noto peach", guidance_scale=7.5)
+    assert distance(seven.latents, one.latents) < 1e-10
+    a, b = (reconstruct(pipe, inv, output_type="latent", dtype="float64").latents for inv in (one, seven))
+    assert distance(b, a) < 1e-10
+    assert distance(inverting(guidance_scale=7.5).latents, one.latents) > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
 def test_images_that_are_done_are_left_out_under_guidance(pipe, samples):
     images, prompts = [samples[n].image for n in ("peach", "cat")], ["noto peach", "photo cat"]
-    method = FixedPoint(6, tolerance=2e-3)
-    kwargs = {"method": method, "num_inference_steps": 5, "guidance_scale": 1.5}
-    together = invert(pipe, images, prompts, **kwargs)
+    options = {"method": FixedPoint(6, tolerance=2e-3), "num_inference_steps": 5, "guidance_scale": 1.5}
+    together, _ = a_batch_and_each(pipe, images, prompts, **options)
     assert together.stats.samples == 2 * sum(together.stats.evaluations)
-    for j in range(2):
-        assert distance(invert(pipe, images[j], prompts[j], **kwargs).latents, together.latents[j : j + 1]) < 1e-4
 
 
 def test_guidance_below_one_is_one(tiny, peach):
@@ -157,17 +164,20 @@ def test_guidance_below_one_is_one(tiny, peach):
 @pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
 def test_prompt_embeddings_replace_texts(pipe, peach):
     prompts, negative = ["noto peach", "photo cat"], ["", "noto tulip"]
-    embeds, negative_embeds = pipe.encode_prompt(prompts, "cpu", 1, True, negative_prompt=negative)
-    by_text = invert(pipe, [peach] * 2, prompts, negative_prompt=negative, guidance_scale=2, **QUICK)
+    texts = zip(prompts, negative, strict=True)  # each alone, as `invert` encodes them
+    rows = [pipe.encode_prompt(text, "cpu", 1, True, negative_prompt=other) for text, other in texts]
+    embeds, negative_embeds = map(torch.cat, zip(*rows, strict=True))
+    options = {"guidance_scale": 2, "dtype": "float64", **QUICK}
+    by_text = invert(pipe, [peach] * 2, prompts, negative_prompt=negative, **options)
     given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
-    by_embeds = invert(pipe, [peach] * 2, **given, guidance_scale=2, **QUICK)
-    assert distance(by_embeds.latents, by_text.latents) < 1e-5
+    by_embeds = invert(pipe, [peach] * 2, **given, **options)
+    assert distance(by_embeds.latents, by_text.latents) < 1e-10
     assert by_embeds.prompt is None
     with pytest.raises(ValueError, match="pass the same prompt_embeds to reconstruct"):
         reconstruct(pipe, by_embeds)
-    a = reconstruct(pipe, by_text, output_type="latent").latents
-    b = reconstruct(pipe, by_embeds, **given, output_type="latent").latents
-    assert distance(b, a) < 1e-5
+    a = reconstruct(pipe, by_text, output_type="latent", dtype="float64").latents
+    b = reconstruct(pipe, by_embeds, **given, output_type="latent", dtype="float64").latents
+    assert distance(b, a) < 1e-10
     with pytest.warns(UserWarning, match="embeddings are not what the inversion was made with"):
         reconstruct(pipe, by_embeds, prompt_embeds=embeds.flip(0), negative_prompt_embeds=negative_embeds)
 
@@ -177,9 +187,9 @@ def test_generators(pipe, peach):
         return torch.Generator().manual_seed(seed)
 
     method = ForwardStart(2)
-    both = invert(pipe, [peach] * 2, method=method, generator=[draw(5), draw(6)], **QUICK)
-    alone = invert(pipe, peach, method=method, generator=draw(6), **QUICK)
-    assert distance(alone.latents, both.latents[1:]) < 1e-5
+    both = invert(pipe, [peach] * 2, method=method, generator=[draw(5), draw(6)], dtype="float64", **QUICK)
+    alone = invert(pipe, peach, method=method, generator=draw(6), dtype="float64", **QUICK)
+    assert distance(alone.latents, both.latents[1:]) < 1e-10
     assert torch.equal(alone.state["noise"], both.state["noise"][1:])
     seeded = [invert(pipe, peach, method=ForwardStart(2, seed=s), **QUICK).latents for s in (0, 0, 1)]
     assert torch.equal(seeded[0], seeded[1])
@@ -199,20 +209,24 @@ def test_a_distilled_network_takes_its_guidance_as_input(peach):
 
 
 def test_dtypes(tiny, peach):
-    wanted = invert(tiny, peach, **QUICK)
-    assert wanted.stats.dtype == torch.float32
-    half = invert(tiny, peach, **QUICK, dtype=torch.bfloat16)
+    assert invert(tiny, peach, **QUICK).stats.dtype == torch.float32
+    inverting = partial(invert, tiny, peach, method="ddim", **QUICK)
+    path, exact = steps(partial(inverting, dtype="float64"))
+    found, half = steps(partial(inverting, dtype=torch.bfloat16), path)
     assert half.latents.dtype == torch.float32
     assert half.stats.dtype == torch.bfloat16
-    # As far from float32 as the network itself in bfloat16, float32 latents around it, and not exactly equal.
+    # As exact as the network itself in bfloat16, float32 latents around it, and not the float32 run.
     unet, condition = stable_diffusion().unet.bfloat16(), tiny.encode_prompt("", "cpu", 1, False)[0].bfloat16()
 
     def network(x, t):
         return unet(x.bfloat16(), t, encoder_hidden_states=condition).sample.float()
 
+    starts = [exact.init_latents, *path[:-1]]
     with torch.inference_mode():
-        eager = ddim.invert(network, wanted.init_latents, grid(wanted.schedule))
-    assert 0 < distance(half.latents, wanted.latents) < 2 * distance(eager, wanted.latents)
+        nodes = [[node] for node in grid(exact.schedule)]
+        eager = [ddim.invert(network, x.float(), node) for x, node in zip(starts, nodes, strict=True)]
+    as_exact_as_eager(found, eager, path)
+    assert error(found, path) > torch.finfo(torch.bfloat16).eps / 16
     with pytest.warns(UserWarning, match="float16 on a CPU"):
         assert invert(tiny, peach, **QUICK, dtype="float16").stats.dtype == torch.float16
     with pytest.raises(ValueError, match="unknown dtype 'int4'; expected one of float32"):
@@ -253,10 +267,9 @@ def test_another_pipeline_is_noticed(peach):
 def test_diffusers_regenerates_the_image_from_the_noise(guidance_scale, pipe, peach):
     """The package's promise, kept by the pipeline itself."""
     inv = invert(pipe, peach, "noto peach", method="anderson", num_inference_steps=10)
-    ours = reconstruct(pipe, inv, guidance_scale=guidance_scale, output_type="latent").latents
-    args = {"num_inference_steps": 10, "guidance_scale": guidance_scale, "output_type": "latent"}
-    theirs = pipe("noto peach", latents=inv.latents, **args).images
-    assert distance(ours, theirs) < 1e-5
+    ours = partial(reconstruct, pipe, inv, guidance_scale=guidance_scale, output_type="latent")
+    theirs = partial(pipe, "noto peach", latents=inv.latents, num_inference_steps=10, guidance_scale=guidance_scale)
+    steps_as_exact_as_eagers(ours, partial(theirs, output_type="latent"), partial(ours, dtype="float64"))
 
 
 def test_stats_and_provenance_say_what_ran(tiny, peach):

@@ -14,8 +14,7 @@ from toy import noise_for
 
 from invfast.integrate import Hooks, integrate
 from invfast.methods import METHODS, FixedPoint, Problem
-from invfast.ops.extension import Overloads
-from invfast.ops.registry import checked
+from invfast.ops.registry import checked, register
 
 READS = ("_local_scalar_dense", "aten.item", "nonzero")
 MASKED = 10
@@ -43,7 +42,7 @@ class Launches(TorchDispatchMode):
 @pytest.mark.parametrize("name", sorted((METHODS.keys() - ELSEWHERE) | EXTRA.keys()))
 def test_at_most_two_launches_an_evaluation(name, x0):
     method = {**METHODS, **EXTRA}[name]
-    kernels = checked("public", Overloads(torch.ops.invfast))
+    kernels = checked("public", register("invfast"))
     grid, mode = schedule(), Launches()
     stepper = method.inverter(Problem(grid, draw=noise_for, kernels=kernels, embeds=(torch.zeros(3, 2, 5),)))
 

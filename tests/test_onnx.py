@@ -1,6 +1,5 @@
 """ONNX Runtime: eager's numbers from one file for every size and batch, and errors that name their causes."""
 
-import copy
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,20 +7,20 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 import torch
+from exact import as_exact_as_eager, steps_as_exact_as_eagers
 from peft import LoraConfig
-from test_runtimes import NETWORKS, inverted, ready
+from test_runtimes import NETWORKS, drawn, evaluated, inversions_are_eagers, inverting, ready
 from tiny import stable_diffusion
 from toy import distance
 
-from invfast import invert, reconstruct, runtimes
-from invfast.digests import network_digest, weights_digest
+from invfast import invert, runtimes
+from invfast.fingerprint import fingerprint
 from invfast.methods import FixedPoint
 from invfast.runtimes import RUNTIMES, Spec, convert, onnx
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.onnxruntime_ import CUDA, DISTRIBUTIONS, TENSORRT
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-STEP = 1e-5
 
 
 @pytest.mark.timeout(900)  # exports take a minute where cores are shared
@@ -33,27 +32,17 @@ def test_one_file_is_eager_at_every_size_and_batch(name, tmp_path, monkeypatch):
         (tmp_path / "cache").mkdir(mode=0o700)
         monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "cache"))
     before = {entry.key for entry in Cache().entries()}
-    make, channels, static = NETWORKS[name]
-    module = make().eval()
-    exact = copy.deepcopy(module).double()  # at t = 981 the v-prediction demo cancels: eager float32 is 1e-5 away
+    module = NETWORKS[name][0]().eval()
     for batch, height, width in ((1, 8, 8), (3, 16, 8), (2, 24, 40)):
-        g = torch.Generator().manual_seed(batch)
-        draw = lambda *shape, g=g: torch.randn(shape, generator=g)  # noqa: E731
-        inputs = {"x": draw(batch, channels, height, width), "t": torch.tensor(0)}
-        inputs |= {key: draw(batch, *shape) for key, shape in static.items()}
-        network = ready("onnxruntime", module, inputs)
-        for t in (1, 501, 981):
-            call = {**inputs, "t": torch.tensor(t)}
-            double = {key: value.double() if value.is_floating_point() else value for key, value in call.items()}
-            with torch.inference_mode():
-                got = network(**call)
-                wanted = exact(double.pop("x"), double.pop("t"), **double, return_dict=False)[0]
-            assert got.shape == wanted.shape
-            assert distance(got, wanted) < STEP
+        inputs = drawn(name, batch, height, width)
+        network, eager = (ready(each, module, inputs) for each in ("onnxruntime", "eager"))
+        exact = evaluated(ready("eager", module, inputs, torch.float64), inputs, torch.float64)
+        as_exact_as_eager(evaluated(network, inputs), evaluated(eager, inputs), exact)
+        got = network(**inputs)
         kept = got.clone()
-        network(**inputs)
+        network(**{**inputs, "t": torch.tensor(1)})
         assert torch.equal(got, kept)  # the caller's to keep
-    of_this = network_digest(module, weights_digest(module))  # other workers' tests fill the cache too
+    of_this = fingerprint(module).exact  # other workers' tests fill the cache too
     new = (entry.inputs for entry in Cache().entries() if entry.key not in before)
     made = [inputs for inputs in new if inputs["network"] == of_this and inputs["runtime"].startswith("onnx ")]
     assert len(made) <= 1
@@ -65,35 +54,25 @@ def test_inversions_are_eagers(tiny, samples):
     prompts = ["noto peach", "photo cat", ""]
     for guidance in (1.0, 3.0):
         options = {"method": "anderson", "num_inference_steps": 4, "guidance_scale": guidance}
-        wanted = invert(tiny, images, prompts, **options, runtime="eager")
-        got = invert(tiny, images, prompts, **options, runtime="onnxruntime")
-        assert (got.stats.runtime, got.stats.dtype) == ("onnxruntime", torch.float32)
-        assert distance(got.latents, wanted.latents) < 4 * STEP
-        back = reconstruct(tiny, got, output_type="latent", runtime="onnxruntime")
-        assert distance(back.latents, reconstruct(tiny, wanted, output_type="latent").latents) < 1e-3
+        inversions_are_eagers("onnxruntime", tiny, images, prompts, **options)
 
 
 def test_images_that_are_done_are_left_out(tiny, samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
     options = {"method": FixedPoint(6, "anderson", tolerance=3e-2), "num_inference_steps": 4}
-    eager, other = (invert(tiny, images, **options, runtime=runtime) for runtime in ("eager", "onnxruntime"))
-    assert other.stats.evaluations == eager.stats.evaluations
-    assert distance(other.latents, eager.latents) < 1e-4
+    got, wanted, *_ = inversions_are_eagers("onnxruntime", tiny, images, "", **options)
+    assert got.stats.evaluations == wanted.stats.evaluations
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sizes_that_do_not_halve_evenly_and_a_lora(peach):
     pipe = stable_diffusion()
-    odd = peach.resize((88, 72))
-    wanted = inverted(pipe, odd, "eager")
-    assert distance(inverted(pipe, odd, "onnxruntime"), wanted) < 3 * STEP
-    plain = inverted(pipe, peach, "eager")
+    for image in (peach.resize((88, 72)), peach):
+        plain, *_ = steps_as_exact_as_eagers(inverting(pipe, image, "onnxruntime"), inverting(pipe, image, "eager"))
     pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    wanted = inverted(pipe, peach, "eager")
-    got = inverted(pipe, peach, "onnxruntime")
-    assert distance(got, wanted) < 3 * STEP
-    assert distance(got, plain) > 1e-4
+    got, *_ = steps_as_exact_as_eagers(inverting(pipe, peach, "onnxruntime"), inverting(pipe, peach, "eager"))
+    assert distance(got.latents, plain.latents) > 1e-4
 
 
 @pytest.fixture
@@ -112,7 +91,7 @@ def exported(tmp_path, monkeypatch):
     def function(module, *shape, dtype=torch.float32, tokens=12):
         example = {"x": torch.zeros(shape), "t": torch.tensor(0)}
         example["encoder_hidden_states"] = torch.zeros(shape[0], tokens, 32)
-        spec = Spec(CPU, dtype, lambda: network_digest(module, weights_digest(module)))
+        spec = Spec(CPU, dtype, lambda: fingerprint(module).exact)
         return onnx.exported(module, example, spec)
 
     function.asked = asked

@@ -7,11 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from exact import as_exact_as_eager
+from test_runtimes import evaluated, ready
 from tiny import stable_diffusion
-from toy import distance
 
 from invfast import invert
-from invfast.digests import network_digest, weights_digest
+from invfast.fingerprint import fingerprint
 from invfast.runtimes import RUNTIMES, Spec, convert
 
 
@@ -27,13 +28,12 @@ def test_times_are_not_rounded_where_the_rest_is(tmp_path):
     runtime = RUNTIMES["openvino"]
     if runtime.refuses(device, torch.bfloat16):
         return  # on such a CPU the marks are all there is to see
-    spec = Spec(device, torch.bfloat16, lambda: network_digest(module, weights_digest(module)))
+    spec = Spec(device, torch.bfloat16, lambda: fingerprint(module).exact)
     network = runtime.prepare(module, inputs, spec)
-    with torch.inference_mode():
-        times = [torch.tensor(t) for t in (0, 981)]
-        first, last = (distance(network(**{**inputs, "t": t}), module(x, t, embeds).sample) for t in times)
-    assert first < 0.02
-    assert last < 1.5 * first
+    eager, exact = (ready("eager", module, inputs, dtype) for dtype in (torch.bfloat16, torch.float64))
+    runs = evaluated(network, inputs), evaluated(eager, inputs, torch.bfloat16), evaluated(exact, inputs, torch.float64)
+    for got, wanted, exactly in zip(*runs, strict=True):  # a late time that is rounded is off by a radian and more
+        as_exact_as_eager(got, wanted, exactly)
 
 
 def test_it_reports_nothing(tmp_path):

@@ -5,6 +5,7 @@ import tiny
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from exact import as_exact_as_eager
 from toy import distance
 
 from invfast import invert, reconstruct
@@ -23,45 +24,48 @@ def pair():
 
 
 @pytest.mark.parametrize("parts", EACH)
-@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 2e-2)])
-def test_evaluation_is_the_networks_own(pair, parts, dtype, limit):
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_evaluation_is_the_networks_own(pair, parts, dtype):
     unet, dtype = pair[0].unet, getattr(torch, dtype)
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(3, 4, 16, 8, generator=generator).to(dtype)
     embeds, times = torch.randn(3, 12, 32, generator=generator).to(dtype), torch.tensor([1, 333, 981])
-    own = private(unet, dtype, torch.channels_last)
+    own, double = (private(unet, each, torch.channels_last) for each in (dtype, torch.float64))
     before = Precomputed(unet, parts, dtype)
     table = before.times(times)
     module = reduced(private(unet, dtype, torch.channels_last), parts)
     with torch.inference_mode():
-        given = before.prompt(embeds)
-        for t in times:
-            found = module(x, table(t) if table else t, given).sample
-            assert found.dtype == dtype
-            assert distance(found.double(), own(x, t, embeds).sample.double()) < limit
-        each = module(x, table(times) if table else times, given).sample  # a time a row
-        assert distance(each.double(), own(x, times, embeds).sample.double()) < limit
+        given, asked = before.prompt(embeds), [*times, times]  # one time for all, and a time a row
+        found = [module(x, table(t) if table else t, given).sample for t in asked]
+        wanted = [own(x, t, embeds).sample for t in asked]
+        exact = [double(x.double(), t, embeds.double()).sample for t in asked]
+    assert {each.dtype for each in found} == {dtype}
+    if dtype == torch.float64:
+        assert all(distance(a, b) < 1e-12 for a, b in zip(found, exact, strict=True))
+    else:
+        as_exact_as_eager(found, wanted, exact)
     assert own.time_proj is not None
     assert not hasattr(unet, "precomputed")
 
 
 def inputs_of(unet):
-    """What the whole network is asked, what the reduced one is, and the reduced one; two samples, float32."""
+    """What the whole network answers in float32 and float64, what the reduced one is asked, and it; two samples."""
     generator = torch.Generator().manual_seed(4)
     x, embeds = torch.randn(2, 4, 16, 8, generator=generator), torch.randn(2, 12, 32, generator=generator)
     before, times = Precomputed(unet, PARTS, torch.float32), torch.tensor([1, 501])
     with torch.inference_mode():
         given = {"x": x, "t": before.times(times)(times[1]), "encoder_hidden_states": before.prompt(embeds)}
         wanted = unet(x, times[1], embeds).sample
+        exact = private(unet, torch.float64, torch.channels_last)(x.double(), times[1], embeds.double()).sample
     module = reduced(private(unet, torch.float32, torch.channels_last), PARTS).eval()
-    return wanted, given, module, Spec(torch.device("cpu"), torch.float32, lambda: "precomputed")
+    return (wanted, exact), given, module, Spec(torch.device("cpu"), torch.float32, lambda: "precomputed")
 
 
 @pytest.mark.slow
 def test_compiled(pair):
     wanted, given, module, spec = inputs_of(pair[0].unet.eval())
     with torch.inference_mode():
-        assert distance(RUNTIMES["compile"].prepare(module, given, spec)(**given), wanted) < 1e-5
+        as_exact_as_eager(RUNTIMES["compile"].prepare(module, given, spec)(**given), *wanted)
 
 
 @pytest.mark.slow
@@ -71,7 +75,7 @@ def test_the_file_that_tensorrt_reads(pair):
     session = onnxruntime.InferenceSession(onnx.exported(module, given, spec), providers=["CPUExecutionProvider"])
     for rows in (1, 2):
         fed = {name: (x if name == "t" else x[:rows]).numpy() for name, x in given.items()}
-        assert distance(torch.from_numpy(session.run(None, fed)[0]), wanted[:rows]) < 1e-5
+        as_exact_as_eager(torch.from_numpy(session.run(None, fed)[0]), *(each[:rows] for each in wanted))
 
 
 @pytest.mark.parametrize("parts", EACH)
@@ -146,11 +150,12 @@ def with_fused(unet):
 def test_prompt_stays_where_something_needs_it(change, pair):
     pipe = tiny.stable_diffusion()
     change(pipe.unet)
-    found = invert(pipe, pair[1], **tiny.QUICK, runtime="eager")
+    settings = {**tiny.QUICK, "runtime": "eager", "dtype": "float64"}
+    found = invert(pipe, pair[1], **settings)
     assert "prompt" not in found.stats.precomputed
     with pytest.raises(ValueError, match=r"precompute='prompt' is unavailable: .+; leave it out"):
-        invert(pipe, pair[1], **tiny.QUICK, runtime="eager", precompute=["prompt"])
-    assert distance(found.latents, invert(pipe, pair[1], **tiny.QUICK, runtime="eager", precompute=()).latents) < 1e-5
+        invert(pipe, pair[1], **settings, precompute=["prompt"])
+    assert distance(found.latents, invert(pipe, pair[1], **settings, precompute=()).latents) < 1e-12
 
 
 def test_other_networks_are_left_whole():

@@ -13,9 +13,9 @@ from invfast.methods import EasyInv
 
 @st.composite
 def schedules(draw):
-    """Random strictly descending levels, anything from nearly clean to nearly pure noise."""
-    levels = draw(st.lists(st.floats(1e-3, 0.9999), min_size=2, max_size=12, unique=True))
-    alpha = torch.tensor(sorted(levels, reverse=True), dtype=torch.float64)
+    """Random levels that descend by more than rounding, anything from nearly clean to nearly pure noise."""
+    levels = draw(st.lists(st.integers(1_000, 999_900), min_size=2, max_size=12, unique=True))
+    alpha = torch.tensor(sorted(levels, reverse=True), dtype=torch.float64) / 1e6
     prediction = draw(st.sampled_from(["epsilon", "v_prediction", "sample"]))
     return Schedule(t=torch.arange(len(levels)), alpha=alpha, prediction_type=prediction)
 

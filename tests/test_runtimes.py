@@ -1,11 +1,13 @@
 """Runtimes: the same numbers as eager float32, and no work in the loop that is not the network's."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from exact import as_exact_as_eager, one_by_one, steps, steps_as_exact_as_eagers
 from peft import LoraConfig
 from tiny import SD, SDXL, stable_diffusion
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,14 +15,13 @@ from toy import distance
 
 from invfast import demo, invert, prepare, reconstruct, runtimes
 from invfast.adapters.clone import private
-from invfast.digests import network_digest, weights_digest
+from invfast.fingerprint import fingerprint
 from invfast.methods import METHODS, FixedPoint, Problem
 from invfast.runtimes import RUNTIMES, Spec
 from invfast.runtimes.split import split
 from invfast.schedule import Schedule
 
-STEP = 1e-5
-"""What two runtimes may differ by in a step; a run may by as much for each of its steps."""
+TIMES = (1, 501, 981)
 EXPORTING = ["openvino", pytest.param("compile", marks=pytest.mark.slow)]
 
 
@@ -49,17 +50,45 @@ NETWORKS = {
 }
 
 
-def ready(runtime, module, inputs):
-    """A network of a runtime, in float32."""
-    device, dtype = torch.device("cpu"), torch.float32
+def ready(runtime, module, inputs, dtype=torch.float32):
+    """A network of a runtime."""
+    device = torch.device("cpu")
     own = private(module, dtype, RUNTIMES[runtime].memory_format(device))
-    spec = Spec(device, dtype, lambda: network_digest(module, weights_digest(module)))
+    spec = Spec(device, dtype, lambda: fingerprint(module).exact)
     return RUNTIMES[runtime].prepare(own, inputs, spec)
 
 
-def inverted(pipe, image, runtime, steps=3, **options):
-    """The noise that the plain loop finds."""
-    return invert(pipe, image, method="ddim", num_inference_steps=steps, runtime=runtime, **options).latents
+def drawn(name, batch, height, width):
+    """Inputs of a network of `NETWORKS`."""
+    _, channels, static = NETWORKS[name]
+    g = torch.Generator().manual_seed(batch)
+    inputs = {"x": torch.randn(batch, channels, height, width, generator=g), "t": torch.tensor(0)}
+    return inputs | {key: torch.randn(batch, *shape, generator=g) for key, shape in static.items()}
+
+
+def evaluated(network, inputs, dtype=torch.float32):
+    """A network's outputs at three times, from inputs in its dtype."""
+    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+    with torch.inference_mode():
+        return [network(**{**inputs, "t": torch.tensor(t)}) for t in TIMES]
+
+
+def inverting(pipe, image, runtime, steps=3, **options):
+    """The plain loop from an image to its noise, to be called."""
+    return partial(invert, pipe, image, method="ddim", num_inference_steps=steps, runtime=runtime, **options)
+
+
+def inversions_are_eagers(runtime, pipe, images, prompts, **options):
+    """There and back in a batch, as exact as eager; the two inversions, eager's steps and float64's."""
+    there = partial(invert, pipe, images, prompts, **options)
+    path, _ = steps(partial(there, runtime="eager", dtype="float64"))
+    plain, wanted = steps(partial(there, runtime="eager"), path)
+    found, got = steps(partial(there, runtime=runtime), path)
+    as_exact_as_eager(found, plain, path)
+    assert (got.stats.runtime, got.stats.dtype) == (runtime, torch.float32)
+    back = partial(reconstruct, pipe, got, output_type="latent")
+    steps_as_exact_as_eagers(partial(back, runtime=runtime), partial(back, runtime="eager"))
+    return got, wanted, plain, path
 
 
 # The v-prediction network is the bundled one rewritten: the operations of "sd", and the slowest to convert.
@@ -69,22 +98,15 @@ SLOW = [("openvino", "v_prediction"), *(("compile", name) for name in NETWORKS)]
 
 @pytest.mark.parametrize(("runtime", "name"), [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)])
 def test_one_evaluation_is_eagers(runtime, name):
-    make, channels, static = NETWORKS[name]
-    module = make().eval()
+    module = NETWORKS[name][0]().eval()
     for batch, height, width in ((1, 8, 8), (3, 16, 8)):
-        g = torch.Generator().manual_seed(batch)
-        draw = lambda *shape, g=g: torch.randn(shape, generator=g)  # noqa: E731
-        inputs = {"x": draw(batch, channels, height, width), "t": torch.tensor(0)}
-        inputs |= {key: draw(batch, *shape) for key, shape in static.items()}
+        inputs = drawn(name, batch, height, width)
         eager, other = (ready(each, module, inputs) for each in ("eager", runtime))
-        for t in (1, 501, 981):
-            call = {**inputs, "t": torch.tensor(t)}
-            with torch.inference_mode():
-                wanted, got = eager(**call), other(**call)
-            assert got.shape == wanted.shape
-            assert distance(got, wanted) < 1e-5
+        exact = evaluated(ready("eager", module, inputs, torch.float64), inputs, torch.float64)
+        as_exact_as_eager(evaluated(other, inputs), evaluated(eager, inputs), exact)
+        got = other(**inputs)
         kept = got.clone()
-        other(**inputs)
+        other(**{**inputs, "t": torch.tensor(1)})
         assert torch.equal(got, kept)  # the caller's to keep
 
 
@@ -95,67 +117,57 @@ def test_inversions_are_eagers(runtime, tiny, samples):
     prompts = ["noto peach", "photo cat", ""]
     for guidance in (1.0, 3.0):
         options = {"method": "anderson", "num_inference_steps": 4, "guidance_scale": guidance}
-        wanted = invert(tiny, images, prompts, **options, runtime="eager")
-        got = invert(tiny, images, prompts, **options, runtime=runtime)
-        assert (got.stats.runtime, got.stats.dtype) == (runtime, torch.float32)
-        assert distance(got.latents, wanted.latents) < 1e-4
-        for j, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            alone = invert(tiny, image, prompt, **options, runtime=runtime)
-            assert distance(got.latents[j : j + 1], alone.latents) < 1e-4
-        back = reconstruct(tiny, got, output_type="latent", runtime=runtime)
-        assert distance(back.latents, reconstruct(tiny, wanted, output_type="latent").latents) < 1e-3
+        *_, plain, path = inversions_are_eagers(runtime, tiny, images, prompts, **options)
+        given = zip(images, prompts, strict=True)
+        each = [partial(invert, tiny, *one, **options, runtime=runtime) for one in given]
+        as_exact_as_eager(one_by_one(each, path)[0], plain, path)
 
 
 @pytest.mark.parametrize("runtime", EXPORTING)
 def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
     odd = peach.resize((88, 72))
-    wanted = inverted(tiny, odd, "eager")
-    assert wanted.shape == (1, 4, 9, 11)
-    assert distance(inverted(tiny, odd, runtime), wanted) < 3 * STEP
+    got, *_ = steps_as_exact_as_eagers(inverting(tiny, odd, runtime), inverting(tiny, odd, "eager"))
+    assert got.latents.shape == (1, 4, 9, 11)
 
 
 def test_images_that_are_done_are_left_out(tiny, samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
     options = {"method": FixedPoint(6, "anderson", tolerance=3e-2), "num_inference_steps": 4}
-    eager, other = (invert(tiny, images, **options, runtime=runtime) for runtime in ("eager", "openvino"))
-    assert other.stats.evaluations == eager.stats.evaluations
-    assert distance(other.latents, eager.latents) < 1e-4
+    got, wanted, *_ = inversions_are_eagers("openvino", tiny, images, "", **options)
+    assert got.stats.evaluations == wanted.stats.evaluations
 
 
 def test_a_lora_counts(peach, caplog):
     pipe = stable_diffusion()
-    plain = inverted(pipe, peach, "openvino")
+    plain = inverting(pipe, peach, "openvino")().latents
     pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
     for scale in (1.0, 0.3):
         for part in pipe.unet.modules():
             if hasattr(part, "scaling") and isinstance(part.scaling, dict):
                 part.scaling = {"default": scale}
-        wanted = inverted(pipe, peach, "eager")
-        got = inverted(pipe, peach, "openvino")
-        assert distance(got, wanted) < 3 * STEP
-        assert distance(got, plain) > 1e-4
+        got, *_ = steps_as_exact_as_eagers(inverting(pipe, peach, "openvino"), inverting(pipe, peach, "eager"))
+        assert distance(got.latents, plain) > 1e-4
     pipe.unet.disable_adapters()
     caplog.clear()
-    assert distance(inverted(pipe, peach, "openvino"), plain) < 3 * STEP
+    steps_as_exact_as_eagers(inverting(pipe, peach, "openvino"), inverting(stable_diffusion(), peach, "eager"))
 
 
 def test_changed_weights_are_another_network(peach):
     pipe = stable_diffusion()
-    first = inverted(pipe, peach, "openvino", 2)
+    first = inverting(pipe, peach, "openvino", 2)().latents
     pipe.unet.conv_out.weight.data.mul_(1.01)  # behind every version counter
-    wanted = inverted(pipe, peach, "eager", 2)
-    got = inverted(pipe, peach, "openvino", 2)
-    assert distance(got, wanted) < 2 * STEP < distance(got, first)
+    got, *_ = steps_as_exact_as_eagers(inverting(pipe, peach, "openvino", 2), inverting(pipe, peach, "eager", 2))
+    assert distance(got.latents, first) > 1e-4
 
 
 def test_digests_know_settings():
     module = stable_diffusion().unet
-    digest = network_digest(module, weights_digest(module))
-    assert digest == network_digest(copy.deepcopy(module), weights_digest(module))
+    digest = fingerprint(module).exact
+    assert digest == fingerprint(copy.deepcopy(module)).exact
     module.set_attn_processor(AttnProcessor2_0())
-    assert digest == network_digest(module, weights_digest(module))
+    assert digest == fingerprint(module).exact
     module.mid_block.attentions[0].transformer_blocks[0].attn1.scale *= 2
-    assert digest != network_digest(module, weights_digest(module))
+    assert digest != fingerprint(module).exact
 
 
 class Own:
@@ -267,13 +279,13 @@ def test_no_step_waits_for_the_device(method):
 def test_a_float16_pipeline_is_computed_in_float32(peach):
     pipe = stable_diffusion()
     pipe.unet.half()
-    wanted = inverted(pipe, peach, "eager", 2, dtype="float32")
-    got = inverted(pipe, peach, "openvino", 2, dtype="float32")
-    assert distance(got, wanted) < 2 * STEP
+    there = partial(inverting, pipe, peach, steps=2)
+    exact = there(runtime="eager", dtype="float64")
+    steps_as_exact_as_eagers(*(there(runtime=each, dtype="float32") for each in ("openvino", "eager")), exact)
 
 
 def test_pixel_space_on_openvino(samples):
     pipe = DDIMPipeline(unconditional(), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     image = samples["peach"].image.resize((16, 16))
-    assert distance(inverted(pipe, image, "openvino"), inverted(pipe, image, "eager")) < 3 * STEP
+    steps_as_exact_as_eagers(inverting(pipe, image, "openvino"), inverting(pipe, image, "eager"))

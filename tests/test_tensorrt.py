@@ -3,13 +3,18 @@
 Nothing here runs an engine; test_engine.py has how torch's tensors are bound, and that every call exists.
 """
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from toy import distance
+from exact import as_exact_as_eager
+from test_runtimes import TIMES, evaluated, ready
+from together import Meeting, together
 
 from invfast import invert, prepare, runtimes
-from invfast.digests import network_digest, weights_digest
+from invfast.fingerprint import fingerprint
 from invfast.runtimes import RUNTIMES, Spec, ahead_of_time, engine_build, onnx, tensorrt
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.engine import Engine
@@ -50,7 +55,7 @@ class Decoder(Encoder):
 
 
 def spec_of(module, dtype, device=CPU):
-    return Spec(device, dtype, lambda: network_digest(module, weights_digest(module)))
+    return Spec(device, dtype, lambda: fingerprint(module).exact)
 
 
 @pytest.fixture
@@ -142,20 +147,24 @@ def test_the_file_in_float16_is_eager_to_rounding(own_cache, tiny):
     path = onnx.exported(unet, inputs, spec_of(unet, torch.float16))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     half = {name: (value.half() if value.is_floating_point() else value).numpy() for name, value in inputs.items()}
-    with torch.inference_mode():
-        wanted = unet(inputs["x"], inputs["t"], inputs["encoder_hidden_states"], return_dict=False)[0]
-    assert distance(torch.from_numpy(session.run(None, half)[0]), wanted) < 5e-3
+    eager, exact = (
+        evaluated(ready("eager", unet, inputs, dtype), inputs, dtype) for dtype in (torch.float16, torch.float64)
+    )
+    found = [torch.from_numpy(session.run(None, {**half, "t": np.array(t)})[0]) for t in TIMES]
+    as_exact_as_eager(found, eager, exact)
 
 
 def test_engines_are_shared_and_kernels_are_kept(own_cache, monkeypatch):
     """The life of an engine on its GPU; package, file and GPU are stand-ins."""
-    loaded, built = [], []
+    loaded, built, meeting = [], [], Meeting(2)
 
     class OnGPU:
         accepts = b"made under driver 1"
 
         def __init__(self, package, path, device, kernels):
             loaded.append(kernels)
+            with meeting:
+                pass
             self.kernels_taken = kernels == self.accepts
             assert path.read_bytes() == b"engine"
 
@@ -180,9 +189,9 @@ def test_engines_are_shared_and_kernels_are_kept(own_cache, monkeypatch):
         inputs = {"x": torch.zeros(batch, 4, 8, 8), "t": torch.tensor(0), "tokens": torch.zeros(batch, 5, 6)}
         return RUNTIMES["tensorrt_rtx"].prepare(module, inputs, spec_of(module, torch.float16, GPU))
 
-    three, four = prepared(3), prepared(4)
+    three, four = together(partial(prepared, 3), partial(prepared, 4))
     assert built == [("tensorrt_rtx", 4, 86)]
-    assert loaded == [None]  # one engine for both
+    assert loaded == [None]  # one engine for both, though they came at once
     del three, four
     kept = prepared(4)
     assert loaded == [None, OnGPU.accepts]

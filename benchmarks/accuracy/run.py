@@ -15,7 +15,7 @@ from benchmarks.accuracy import pictures, store
 from benchmarks.accuracy.cases import SECONDS_AN_EVALUATION, Case
 from benchmarks.accuracy.measure import encode, measure
 from invfast import demo
-from invfast.digests import weights_digest
+from invfast.fingerprint import fingerprint
 
 
 class Bench:
@@ -43,7 +43,7 @@ class Bench:
     def _weights(self, name: str) -> str:
         """One digest of everything that is trained in a model."""
         pipe = self.model(name)
-        return "|".join(str(weights_digest(part)) for part in (pipe.unet, pipe.vae, pipe.text_encoder))
+        return "|".join(str(fingerprint(part).weights) for part in (pipe.unet, pipe.vae, pipe.text_encoder))
 
     def key(self, case: Case) -> str:
         return store.key(case.settings(), self.weights(case.model), self.digest(case.images))

@@ -1,4 +1,5 @@
-// The weights of Anderson's mixing from a Gram matrix: small, in double, the same on every device.
+// The weights of Anderson's mixing from a Gram matrix: small, in double, the same on every device, for what is fused is
+// written as fma.
 #pragma once
 
 #include <cmath>
@@ -44,7 +45,7 @@ INVFAST_HD inline void anderson_weights(const double (&gram)[M][M], double (&wei
     for (int i = k + 1; i < M; ++i) {
       double factor = a[i][k] / a[k][k];
       INVFAST_UNROLL
-      for (int j = k; j <= M; ++j) a[i][j] -= factor * a[k][j];
+      for (int j = k; j <= M; ++j) a[i][j] = fma(-factor, a[k][j], a[i][j]);
     }
   }
   double total = 0.0, magnitude = 0.0;
@@ -52,7 +53,7 @@ INVFAST_HD inline void anderson_weights(const double (&gram)[M][M], double (&wei
   for (int i = M - 1; i >= 0; --i) {
     double x = a[i][M];
     INVFAST_UNROLL
-    for (int j = i + 1; j < M; ++j) x -= a[i][j] * weights[j];
+    for (int j = i + 1; j < M; ++j) x = fma(-a[i][j], weights[j], x);
     weights[i] = x / a[i][i];
   }
   INVFAST_UNROLL

@@ -56,7 +56,7 @@ inline Tensor fresh(const Tensor& like, const int64_t* sizes, int64_t dim, Scala
   std::vector<int64_t> strides(dim, 1);
   for (int64_t d = dim - 1; d > 0; --d) strides[d - 1] = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
   int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle made = nullptr;
   int64_t bytes = type == ScalarType::Double ? 8 : 4;
@@ -64,12 +64,12 @@ inline Tensor fresh(const Tensor& like, const int64_t* sizes, int64_t dim, Scala
   if (like.is_cpu() && bytes >= kLargeBuffer) {
     void* const data = take_buffer(bytes);
     const auto back = [](void* data, void* bytes) { give_buffer(data, reinterpret_cast<intptr_t>(bytes)); };
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(data, dim, sizes, strides.data(), 0, dtype, device_type, -1, &made,
+    TORCH_ERROR_CODE_CHECK(torch_from_blob(data, dim, sizes, strides.data(), 0, dtype, device_type, -1, &made,
                                                   aoti_torch_layout_strided(), nullptr, 0, back,
                                                   reinterpret_cast<void*>(static_cast<intptr_t>(bytes))));
     return Tensor(made);
   }
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type,
                                                          like.get_device_index(), &made));
   return Tensor(made);
 }

@@ -7,7 +7,7 @@ namespace {
 
 // torch's own pool of threads: it is awake, as wide as torch.set_num_threads says, and gone inside a parallel region.
 void on_torch_threads(int64_t count, int64_t grain, Work work, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, work, context));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, work, context));
 }
 
 std::vector<Tensor> lincomb(std::vector<Tensor> inputs, Tensor table, Tensor index) {

@@ -15,22 +15,23 @@ import torch
 
 from invfast import runtimes
 from invfast.adapters.calibration import calibration
-from invfast.adapters.clone import is_managed, own_dtype, private
-from invfast.adapters.conditioned import EMBEDS, Conditioned
+from invfast.adapters.clone import as_it_is, own_dtype, private
+from invfast.adapters.conditioned import EMBEDS, Conditioned, alike
 from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
 from invfast.adapters.predictor import outside
-from invfast.digests import network_digest, weights_digest
+from invfast.adapters.session import alone, session
+from invfast.ambient import numerics
+from invfast.fingerprint import Fingerprint, fingerprint
 
 DTYPES = {
     str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 }
-_MISSING = object()
 
 Condition = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]
 """The network's static inputs by name, (B, ...) each, and the unconditional ones under guidance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """What the images show: texts, one an image, or embeddings (1 or B, tokens, width) in their place."""
 
@@ -60,6 +61,7 @@ class Adapter(ABC):
     description: ClassVar[str]
     """What the pipeline must be, for the error that lists what is supported."""
 
+    @alone
     def __init__(
         self,
         pipe: Any,
@@ -70,7 +72,8 @@ class Adapter(ABC):
     ) -> None:
         self.pipe = pipe
         self.device = torch.device(pipe._execution_device)
-        asked = _network_dtype(dtype, pipe.unet, self.device)
+        elsewhere = getattr(runtime, "target", None) is not None
+        asked = _network_dtype(dtype, pipe.unet, self.device, elsewhere)
         parameters = sum(p.numel() for p in pipe.unet.parameters())
         self.runtime, self.dtype, self.reason = runtimes.resolve(
             runtime,
@@ -110,28 +113,24 @@ class Adapter(ABC):
     @contextmanager
     def session(self) -> Iterator[Adapter]:
         """Leaves the pipeline as it was: interrupt flag, progress-bar settings, offloading."""
-        names = ("_interrupt", "_progress_bar_config")
-        before = {name: self.pipe.__dict__.get(name, _MISSING) for name in names}
-        self.pipe._interrupt = False  # as diffusers does at the start of a call
-        try:
+        with session(self.pipe) as self._call:
             yield self
-        finally:
-            for name, value in before.items():
-                if value is _MISSING:
-                    self.pipe.__dict__.pop(name, None)
-                else:
-                    setattr(self.pipe, name, value)
-            self.pipe.maybe_free_model_hooks()
 
     @cached_property
-    def weights(self) -> str | None:
-        """Digest of the network's weights; None where they are offloaded."""
-        return weights_digest(self.pipe.unet)
+    def fingerprint(self) -> Fingerprint:
+        """What the network is."""
+        return fingerprint(self.pipe.unet)
 
     @property
     def identity(self) -> str:
-        """Digest of the whole network: of what it is and of its weights."""
-        return network_digest(self.pipe.unet, self.weights)
+        """Digest of the network to the letter.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        if self.fingerprint.exact is None:
+            raise ValueError(f"{type(self.pipe.unet).__name__} {self.fingerprint.unreadable}; take runtime='eager'")
+        return self.fingerprint.exact
 
     @property
     def addresses(self) -> tuple[int, ...]:
@@ -149,11 +148,11 @@ class Adapter(ABC):
 
     @property
     def interrupted(self) -> bool:
-        return bool(self.pipe._interrupt)
+        return self._call.interrupted
 
     def predictor(self, x: torch.Tensor, times: torch.Tensor, condition: Condition) -> Conditioned:
         """The network on this runtime for latents like x and a grid's times (n,), bound to its condition."""
-        positive, negative = condition
+        positive, negative = alike(*condition)
         branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
         static = {
             name: (value if negative is None else torch.cat([value, negative[name]])).to(dtype)
@@ -174,6 +173,7 @@ class Adapter(ABC):
             identity=lambda: self.identity,
             addresses=lambda: self.addresses,
             precomputed=self.precomputed,
+            numerics=numerics(self.device),
         )
         if self.dtype == torch.int8:
             spec = replace(spec, calibration=calibration(self.pipe, example, self._described))
@@ -236,8 +236,9 @@ class Adapter(ABC):
 
 def _opaque(module: torch.nn.Module) -> str | None:
     """Why a network must run as it is: an export loses hooks, and what a processor of the caller's records."""
-    if is_managed(module):
-        return f"{type(module).__name__} is offloaded, hooked, patched or compiled, and runs as it is"
+    why = as_it_is(module)
+    if why:
+        return f"{type(module).__name__} {why}, and runs as it is"
     for processor in getattr(module, "attn_processors", {}).values():
         if not type(processor).__module__.startswith(("diffusers.", "peft.")):
             return f"attention processor {type(processor).__name__} is the caller's own, and only Python can run it"
@@ -247,16 +248,19 @@ def _opaque(module: torch.nn.Module) -> str | None:
     return None
 
 
-def _network_dtype(asked: torch.dtype | str | None, module: torch.nn.Module, device: torch.device) -> torch.dtype:
+def _network_dtype(
+    asked: torch.dtype | str | None, module: torch.nn.Module, device: torch.device, elsewhere: bool
+) -> torch.dtype:
+    """The dtype to compute in, here or, as an engine that is only built, `elsewhere`."""
     slow = device.type == "cpu"
     if asked is None:
         own = own_dtype(module)
-        return torch.float32 if own == torch.float16 and slow and not is_managed(module) else own
+        return torch.float32 if own == torch.float16 and slow and not as_it_is(module) else own
     dtype = DTYPES.get(asked) if isinstance(asked, str) else asked
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {asked!r}; expected one of {', '.join(DTYPES)}")
-    if dtype == torch.float16 and slow:
-        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=4)
+    if dtype == torch.float16 and slow and not elsewhere:
+        warnings.warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16", stacklevel=6)
     return dtype
 
 

@@ -15,7 +15,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from invfast.adapters.clone import private
-from invfast.digests import tensor_digest, weights_digest
+from invfast.digests import tensor_digest
+from invfast.fingerprint import fingerprint
 from invfast.runtimes import Calibration
 
 TEXTS = ("", "a photo of a cat", "a house by the sea", "a portrait of a woman")
@@ -31,18 +32,19 @@ def calibration(pipe: Any, example: Static, condition: Callable[[list[str]], Sta
     `condition` gives the static inputs for texts. Samples that are not finite raise FloatingPointError.
 
     Raises:
-        ValueError: the network takes text, and the pipeline has no text encoder.
+        ValueError: the network takes text, and the pipeline has no text encoder or no tokenizer.
     """
     texts = TEXTS if "encoder_hidden_states" in example else ("",) * len(TEXTS)
     encoder = getattr(pipe, "text_encoder", None)
-    if encoder is None and any(texts):
+    missing = [part for part in ("text_encoder", "tokenizer") if getattr(pipe, part, None) is None]
+    if missing and any(texts):
         raise ValueError(
-            "int8 is calibrated on texts of its own, and the pipeline has no text_encoder; load it with one, or take "
-            "dtype='float32'"
+            f"int8 is calibrated on texts of its own, and the pipeline has no {' and no '.join(missing)}; load it with "
+            "one, or take dtype='float32'"
         )
     says = {
         "texts": list(texts),
-        "text_encoder": None if encoder is None else weights_digest(encoder),
+        "text_encoder": None if encoder is None else fingerprint(encoder).weights,
         "steps": STEPS,
         "seed": SEED,
         "shape": list(example["x"].shape[1:]),

@@ -7,6 +7,10 @@ from itertools import chain
 
 import torch
 
+from invfast.fingerprint import unreadable
+
+COMPUTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def is_managed(module: torch.nn.Module) -> bool:
     """Whether something else moves, casts, patches or compiles the module or a part of it: then it is used as it is.
@@ -26,9 +30,24 @@ def is_managed(module: torch.nn.Module) -> bool:
     )
 
 
+def as_it_is(module: torch.nn.Module) -> str | None:
+    """Why a module is neither copied nor converted, as the end of a sentence; None where it may be."""
+    if is_managed(module):
+        return "is offloaded, hooked, patched or compiled"
+    return unreadable(module)
+
+
 def own_dtype(module: torch.nn.Module) -> torch.dtype:
-    """The dtype of its first floating parameter."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    """The dtype it computes in: of its first such parameter, or what diffusers' layerwise casting casts weights to.
+
+    Quantised weights are stored in others (float8, integers), which nothing here computes in.
+    """
+    for part in module.modules():
+        registry = vars(part).get("_diffusers_hook")
+        casting = registry.get_hook("layerwise_casting") if registry is not None else None
+        if casting is not None:
+            return casting.compute_dtype
+    return next((p.dtype for p in module.parameters() if p.dtype in COMPUTED), torch.float32)
 
 
 def private(module: torch.nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> torch.nn.Module:
@@ -37,15 +56,13 @@ def private(module: torch.nn.Module, dtype: torch.dtype, memory_format: torch.me
     Tensors that need another dtype or (the 4-D ones) another layout become real copies; the caller's stay as they are.
 
     Raises:
-        ValueError: the module is managed and would have to be converted, or it cannot be copied.
+        ValueError: the module runs as it is and would have to be converted, or it cannot be copied.
     """
-    own = own_dtype(module)
-    if is_managed(module):
+    own, why = own_dtype(module), as_it_is(module)
+    if why:
         if own != dtype:
-            raise ValueError(
-                f"{type(module).__name__} is offloaded, hooked, patched or compiled and stays {own}; pass dtype={own} "
-                "or None, or remove its hooks first"
-            )
+            name = str(own).removeprefix("torch.")
+            raise ValueError(f"{type(module).__name__} {why} and stays {name}; pass dtype={name!r} or None")
         return module
     shared = {id(p): p for p in chain(module.parameters(), module.buffers())}
     # Processors without weights may hold a caller's controller: what they record belongs there, not in a copy.

@@ -10,6 +10,7 @@ import torch
 from invfast.adapters.predictor import Predictor
 
 EMBEDS = "encoder_hidden_states"
+Static = dict[str, torch.Tensor]
 Pullback = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -96,3 +97,29 @@ class Conditioned(Predictor):
                 return torch.autograd.grad(output, leaf, cotangent.to(output.dtype).clone())[0][wanted]
 
         return output.detach(), pullback
+
+
+def alike(positive: Static, negative: Static | None) -> tuple[Static, Static | None]:
+    """Both branches with as many tokens, for they run as one batch: the shorter is repeated to the longer.
+
+    That is exact: attention over keys and values that all occur k times is attention over them once. Padding is not,
+    as the network is given no mask.
+
+    Raises:
+        ValueError: one length is no multiple of the other.
+    """
+    if negative is None or EMBEDS not in positive:
+        return positive, negative
+    lengths = [branch[EMBEDS].shape[1] for branch in (positive, negative)]
+    most = max(lengths)
+    if most % min(lengths):
+        raise ValueError(
+            f"the prompt has {lengths[0]} tokens and the negative prompt {lengths[1]}: guidance runs both in one "
+            "batch, so one length must be a multiple of the other; pass prompt_embeds and negative_prompt_embeds of "
+            "one length"
+        )
+    first, second = (
+        {**branch, EMBEDS: branch[EMBEDS].repeat(1, most // length, 1) if length < most else branch[EMBEDS]}
+        for branch, length in zip((positive, negative), lengths, strict=True)
+    )
+    return first, second

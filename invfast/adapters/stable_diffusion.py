@@ -8,17 +8,23 @@ import torch
 
 from invfast import images
 from invfast.adapters.base import Adapter, Condition, Prompts, check_finite
-from invfast.adapters.clone import is_managed, private
+from invfast.adapters.clone import as_it_is, own_dtype, private
+from invfast.adapters.conditioned import EMBEDS
+from invfast.locks import lock_of
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class StableDiffusion(Adapter):
     """Latents are the VAE's posterior mean times its scaling factor; the condition is the text encoder's output."""
 
-    description = "Stable Diffusion 1.x or 2.x (vae, text_encoder, tokenizer and a UNet2DConditionModel of VAE latents)"
+    description = (
+        "Stable Diffusion 1.x or 2.x (a vae and a UNet2DConditionModel of its latents, one text encoder or none)"
+    )
 
     @staticmethod
     def supports(pipe: Any) -> bool:
-        parts = ("unet", "vae", "scheduler", "tokenizer", "encode_prompt")
+        parts = ("unet", "vae", "scheduler", "encode_prompt")
         if any(getattr(pipe, part, None) is None for part in parts) or hasattr(pipe, "text_encoder_2"):
             return False
         config = pipe.unet.config
@@ -37,7 +43,7 @@ class StableDiffusion(Adapter):
         vae = self._vae()
         pixels = images.to_pixels(image, self.pipe.vae_scale_factor, height, width)
         # Each alone: rounding would differ with the batch, and a batch of large images takes gigabytes.
-        x = torch.cat([vae.encode(each).latent_dist.mode() for each in pixels.to(self.device, vae.dtype).split(1)])
+        x = torch.cat([vae.encode(each).latent_dist.mode() for each in pixels.to(self.device, own_dtype(vae)).split(1)])
         check_finite(x, "encoding")
         return (x.to(self.latent_dtype) - self._shift()) * vae.config.scaling_factor
 
@@ -50,7 +56,7 @@ class StableDiffusion(Adapter):
         """
         vae = self._vae()
         x = latents / vae.config.scaling_factor + self._shift()
-        pixels = torch.cat([vae.decode(each, return_dict=False)[0] for each in x.to(vae.dtype).split(1)])
+        pixels = torch.cat([vae.decode(each, return_dict=False)[0] for each in x.to(own_dtype(vae)).split(1)])
         check_finite(pixels, "decoding")
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
@@ -61,7 +67,7 @@ class StableDiffusion(Adapter):
 
     @torch.no_grad()
     def condition(self, batch: int, prompts: Prompts, guidance_scale: float) -> Condition:
-        static = {"encoder_hidden_states": self._embed(batch, prompts.texts, prompts.embeds, "prompt_embeds")}
+        static = {EMBEDS: self._embed(batch, prompts.texts, prompts.embeds, "prompt_embeds")}
         width = self.pipe.unet.config.time_cond_proj_dim
         if width is not None:
             scale = torch.tensor(guidance_scale - 1, device=self.device).repeat(batch)
@@ -70,36 +76,64 @@ class StableDiffusion(Adapter):
             return static, None
         texts = [""] * batch if prompts.negative is None else prompts.negative
         embeds = self._embed(batch, texts, prompts.negative_embeds, "negative_prompt_embeds")
-        return static, {"encoder_hidden_states": embeds}
+        return static, {EMBEDS: embeds}
 
     def _embed(self, batch: int, texts: list[str] | None, embeds: torch.Tensor | None, name: str) -> torch.Tensor:
         """(B, tokens, width); each distinct text is encoded once and alone, so that no image depends on its batch."""
         if embeds is not None:
             self._check_embeds(embeds, batch, name)
-            rows, _ = self.pipe.encode_prompt(None, self.device, 1, False, prompt_embeds=embeds)
+            # A copy: what the result keeps must not change with what the caller does to it.
+            rows = embeds.detach().to(self.device, copy=True)
             return rows.expand(batch, *rows.shape[1:])
-        found = {text: self.pipe.encode_prompt(text, self.device, 1, False)[0] for text in dict.fromkeys(texts)}
+        missing = [part for part in ("text_encoder", "tokenizer") if getattr(self.pipe, part, None) is None]
+        if missing:
+            text = name.removesuffix("_embeds")
+            raise ValueError(
+                f"{text} {texts[0]!r} cannot be encoded: the pipeline has no {' and no '.join(missing)}; pass {name}, "
+                f"(1 or {batch}, tokens, {self._width()}), or load the pipeline with what is missing"
+            )
+        with lock_of(self.pipe.tokenizer):  # a call of it sets how it pads and truncates
+            found = {text: self.pipe.encode_prompt(text, self.device, 1, False)[0] for text in dict.fromkeys(texts)}
         return torch.cat([found[text] for text in texts])
 
-    def _check_embeds(self, embeds: torch.Tensor, batch: int, name: str) -> None:
-        width = self.pipe.unet.config.cross_attention_dim
-        shape = tuple(getattr(embeds, "shape", ()))
-        if len(shape) != 3 or shape[0] not in (1, batch) or (isinstance(width, int) and shape[2] != width):
-            rows = "1" if batch == 1 else f"1 or {batch}"
-            raise ValueError(f"{name} must be a tensor of shape ({rows}, tokens, {width}), got {shape or type(embeds)}")
+    def _width(self) -> int | None:
+        """Of the embeddings the network takes, None where its layers want several."""
+        config = self.pipe.unet.config
+        given = config.get("encoder_hid_dim") or config.cross_attention_dim
+        widths = {given} if isinstance(given, int) else set(given)
+        return widths.pop() if len(widths) == 1 else None
+
+    def _check_embeds(self, embeds: Any, batch: int, name: str) -> None:
+        width, rows = self._width(), "1" if batch == 1 else f"1 or {batch}"
+        shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else None
+        if (
+            shape is None
+            or len(shape) != 3
+            or shape[0] not in (1, batch)
+            or not shape[1]
+            or width not in (None, shape[2])
+        ):
+            got = type(embeds).__name__ if shape is None else shape
+            raise ValueError(f"{name} must be a tensor of shape ({rows}, tokens, {width or 'width'}), got {got}")
+        if embeds.dtype not in FLOATS or embeds.layout != torch.strided or embeds.is_meta:
+            raise ValueError(
+                f"{name} must be a dense tensor of floats with values, got {embeds.dtype}, {embeds.layout}, on "
+                f"{embeds.device}"
+            )
         if not bool(embeds.isfinite().all()):
             raise ValueError(f"{name} has non-finite values")
 
     def _vae(self) -> torch.nn.Module:
         """The VAE in its own dtype, but float32 for a float16 one that overflows or sits on a CPU.
 
-        Under hooks it stays what it is: they place and cast it.
+        Under hooks, or quantised, it stays what it is.
         """
         vae = self.pipe.vae
-        if is_managed(vae):
+        if as_it_is(vae):
             return vae
-        half = vae.dtype == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
-        return private(vae, torch.float32 if half else vae.dtype, self.runtime.memory_format(self.device))
+        own = own_dtype(vae)
+        half = own == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
+        return private(vae, torch.float32 if half else own, self.runtime.memory_format(self.device))
 
     def _shift(self) -> float:
         return self.pipe.vae.config.get("shift_factor") or 0.0

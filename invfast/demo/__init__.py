@@ -5,10 +5,11 @@ Works offline. emoji64/README.md is its model card.
 
 from __future__ import annotations
 
-import warnings
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import diffusers
 import torch
 from diffusers import DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
@@ -19,6 +20,10 @@ from invfast.images import load
 from invfast.schedule import PREDICTION_TYPES
 
 ROOT = Path(__file__).parent
+DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
+"""Its name in diffusers, which warns of the other one."""
+_loading = threading.Lock()
+"""diffusers and transformers load with the process's default dtype and initialisers changed."""
 
 PROMPTS = {
     "peach": "noto peach",
@@ -64,9 +69,8 @@ def load_pipeline(
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"unknown prediction_type {prediction_type!r}; expected one of {PREDICTION_TYPES}")
     folder = ROOT / "emoji64"
-    with warnings.catch_warnings():  # diffusers 0.42 renamed torch_dtype; older ones know no other name
-        warnings.simplefilter("ignore", FutureWarning)
-        given = {"torch_dtype": dtype, "local_files_only": True}
+    given = {DTYPE: dtype, "local_files_only": True, "use_safetensors": True}
+    with _loading:
         parts = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel} if early else {}
         networks = {
             name: cls.from_pretrained(ROOT / "emoji64-early" / name, **given).eval() for name, cls in parts.items()
@@ -84,9 +88,9 @@ def load_pipeline(
 
 def load_pixel_pipeline(dtype: torch.dtype = torch.float32) -> DDPMPipeline:
     """The bundled pixel-space pipeline: unconditional, emoji (B, 3, 32, 32), DDPM scheduler, weights of `dtype`."""
-    with warnings.catch_warnings():  # as above
-        warnings.simplefilter("ignore", FutureWarning)
-        pipe = DDPMPipeline.from_pretrained(ROOT / "emoji32", torch_dtype=dtype, local_files_only=True)
+    given = {DTYPE: dtype, "local_files_only": True, "use_safetensors": True}
+    with _loading:
+        pipe = DDPMPipeline.from_pretrained(ROOT / "emoji32", **given)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
+from invfast import plain
 from invfast.methods.auto import Auto
 from invfast.methods.base import Method, Problem
 from invfast.methods.ddim import DDIM
@@ -69,8 +70,8 @@ CLASSES = {
 def to_dict(method: Method) -> dict[str, Any]:
     """A method as plain values: its class name and its settings, methods inside them likewise."""
     settings = {f.name: getattr(method, f.name) for f in fields(method)}
-    plain = {name: to_dict(value) if isinstance(value, Method) else _plain(value) for name, value in settings.items()}
-    return {"class": type(method).__name__, **plain}
+    values = {name: to_dict(value) if isinstance(value, Method) else _plain(value) for name, value in settings.items()}
+    return {"class": type(method).__name__, **values}
 
 
 def _plain(value: Any) -> Any:
@@ -84,15 +85,16 @@ def from_dict(values: Mapping[str, Any]) -> Method:
     """The method that `to_dict` described.
 
     Raises:
-        ValueError: an unknown class or settings it refuses.
+        ValueError: an unknown class, settings that are not its own or of another kind, or settings it refuses.
     """
     settings = dict(values)
     name = settings.pop("class", None)
-    if name not in CLASSES:
-        raise ValueError(f"unknown method class {name!r}; expected one of {', '.join(CLASSES)}")
-    plain = {key: from_dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    if not isinstance(name, str) or name not in CLASSES:
+        raise ValueError(f"unknown method class {plain.shown(name)}; expected one of {', '.join(CLASSES)}")
+    settings = {key: from_dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    plain.check_fields(CLASSES[name], settings, f"settings of method {name}")
     try:
-        return CLASSES[name](**plain)
+        return CLASSES[name](**settings)
     except TypeError as error:
         raise ValueError(f"settings of method {name} do not fit this version: {error}") from error
 

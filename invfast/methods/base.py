@@ -54,7 +54,7 @@ class Conditioned(Predict, Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Everything a method may know of one run.
 
@@ -134,7 +134,7 @@ class Method:
         return Linear(problem.kernels, table, range(start - 1, -1, -1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """One evaluation and one row a step: inputs (latents, carried, o), outputs (latents, carried).
 

@@ -14,7 +14,7 @@ import torch
 from invfast import rows
 from invfast.methods.base import Method, Predict, Problem, State, Stepper
 from invfast.methods.ddim import DDIM
-from invfast.schedule import Step
+from invfast.schedule import NEGLIGIBLE, Step
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class ForwardStart(Method):
             Not 0, which images are generated with: an image's own noise, drawn again, would be no finding.
 
     Raises:
-        ValueError: `steps` below 1, or (when run) above the number of steps of the grid.
+        ValueError: `steps` below 1, or (when run) above the number of steps of the grid, or all of them on a grid that
+            ends at alpha = 0.
         TypeError: `method` is no Method.
     """
 
@@ -52,6 +53,11 @@ class ForwardStart(Method):
         if self.steps > problem.schedule.num_steps:
             raise ValueError(
                 f"ForwardStart steps={self.steps} is more than the {problem.schedule.num_steps} steps of the grid"
+            )
+        if self.steps == problem.schedule.num_steps and float(problem.schedule.alpha[-1]) ** 2 <= NEGLIGIBLE:
+            raise ValueError(
+                f"ForwardStart steps={self.steps} jumps to alpha = {float(problem.schedule.alpha[-1]):.3g}, where "
+                "nothing of the image is left; use fewer"
             )
         return _Jumped(self, problem)
 

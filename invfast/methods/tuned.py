@@ -179,7 +179,8 @@ class Guided:
         if embeds is None or embeds.shape not in [(len(x), n, *shape[1:]) for n in (1, self.nodes)]:
             raise ValueError(
                 f"sampling needs the embeddings of an inversion on the same grid, expected state 'embeds' of shape "
-                f"{(len(x), self.nodes, *shape[1:])}, got {'none' if embeds is None else tuple(embeds.shape)}"
+                f"{(len(x), self.nodes, *shape[1:])}, got {'none' if embeds is None else tuple(embeds.shape)}; prompts "
+                "given as embeddings need as many tokens as they had then"
             )
         return {"latents": x, "embeds": embeds}
 

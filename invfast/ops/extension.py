@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from invfast.locks import once
+
 LIBRARY = Path(__file__).parents[1] / "_C.abi3.so"
 REASON = Path(__file__).parents[1] / "_C.reason"
-"""What the build wrote where it made no extension."""
+"""What the build wrote where it made no extension, or one without CUDA kernels."""
 
 BUILD = "install torch, a C++ compiler and cmake first, then invfast again: pip install --force-reinstall --no-deps ."
 
 
 def unavailable(kind: str = "cpu") -> str | None:
     """Why the extension cannot run on a kind of device, with the remedy; None where it can."""
+    written = REASON.read_text().strip() if REASON.exists() else ""
     if not LIBRARY.exists():
-        why = REASON.read_text().strip() if REASON.exists() else "this installation has no compiled extension"
-        return f"{why} ({BUILD})"
+        return f"{written or 'this installation has no compiled extension'} ({BUILD})"
     try:
         load()
     except OSError as error:
         return f"{LIBRARY.name} does not load: {error} (build it again for torch {torch.__version__}: {BUILD})"
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(kind)
     if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key("invfast_cpp::lincomb", key):
-        return f"{LIBRARY.name} was built without kernels for {kind}"
+        why = f": {written} ({BUILD})" if kind == "cuda" and written else ""
+        return f"{LIBRARY.name} was built without kernels for {kind}{why}"
     return None
 
 
-@functools.cache
+@once
 def load() -> Any:
     """The raw ops of the extension, `torch.ops.invfast_cpp`.
 
@@ -39,15 +41,6 @@ def load() -> Any:
     """
     from invfast.ops.registry import register
 
-    register("invfast_cpp")
+    ops = register("invfast_cpp")
     torch.ops.load_library(LIBRARY)
-    return Overloads(torch.ops.invfast_cpp)
-
-
-class Overloads:
-    """The one overload of each op: calling it spares the search among overloads."""
-
-    def __init__(self, namespace: Any) -> None:
-        self.lincomb = namespace.lincomb.default
-        self.lincomb_residual = namespace.lincomb_residual.default
-        self.anderson_mix = namespace.anderson_mix.default
+    return ops

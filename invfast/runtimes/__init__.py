@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from invfast.runtimes.base import Calibration, Network, Runtime, Spec
+from invfast.runtimes.cache import unusable
 from invfast.runtimes.compiled import Compile
 from invfast.runtimes.eager import Eager
 from invfast.runtimes.onnxruntime_ import CUDA, TENSORRT, ONNXRuntime
@@ -28,6 +30,9 @@ RUNTIMES: dict[str, Runtime] = {
 }
 LARGE = 50_000_000
 """Parameters from which exporting a network pays within one run."""
+EXPORT_BYTES = 8
+"""On disk, for each parameter, while a network is converted: handed over and written, in float32 at most."""
+NO_ENGINE = "no engine of it in the cache"
 
 
 class Choice(NamedTuple):
@@ -49,6 +54,9 @@ def resolve(
     identity: Callable[[], str] | None = None,
 ) -> Choice:
     """The runtime for a network, chosen once, before the loop.
+
+    Where the cache cannot be used, "auto" takes what needs none, and warns; a runtime asked for by name raises an
+    OSError when it exports. Both name INVFAST_CACHE.
 
     Args:
         name: "auto", one of RUNTIMES, or a runtime itself.
@@ -120,7 +128,7 @@ def _auto(
     said = openvino.unavailable()
     if said is None:
         best = torch.bfloat16 if half and openvino.refuses(device, torch.bfloat16) is None else dtype
-        said = openvino.refuses(device, best)
+        said = openvino.refuses(device, best) or _no_cache(parameters, identity)
         if said is None:
             return Choice(openvino, best, "the fastest engine on a CPU" + _measured(half))
     return Choice(eager, torch.bfloat16 if half else dtype, f"openvino: {said}" + _measured(half))
@@ -128,28 +136,53 @@ def _auto(
 
 def _on_gpu(device: torch.device, dtype: torch.dtype, parameters: int, identity: Callable[[], str] | None) -> Choice:
     """An engine where there is one, else compiled, else as it is; each inside the CUDA graphs of `capture`."""
-    engine = _with_engine(device, dtype, identity) if identity is not None else None
+    engine, said = _with_engine(device, dtype, identity) if identity is not None else (None, NO_ENGINE)
     if engine:
-        return Choice(engine, dtype, f"the cache has an engine of this network for {device} in {dtype}")
+        return Choice(engine, dtype, said)
     compiled = RUNTIMES["compile"]
     missing = compiled.unavailable()
     if parameters < LARGE or missing:
         why = missing or f"{_millions(parameters)}: compiling would cost more than it saves"
-        return Choice(RUNTIMES["eager"], dtype, f"no engine of it in the cache; {why}")
-    return Choice(compiled, dtype, "no engine of it in the cache; compiled for this GPU, which takes minutes once")
+        return Choice(RUNTIMES["eager"], dtype, f"{said}; {why}")
+    return Choice(compiled, dtype, f"{said}; compiled for this GPU, which takes minutes once")
 
 
 def _millions(parameters: int) -> str:
     return f"{parameters / 1e6:.1f} M parameters"
 
 
-def _with_engine(device: torch.device, dtype: torch.dtype, identity: Callable[[], str]) -> TensorRT | None:
-    for name in ("tensorrt", "tensorrt_rtx"):
-        runtime = RUNTIMES[name]
-        can = runtime.unavailable() is None and runtime.refuses(device, dtype) is None
-        if can and runtime.cached(identity, device, dtype):
-            return runtime
-    return None
+def _with_engine(device: torch.device, dtype: torch.dtype, identity: Callable[[], str]) -> tuple[TensorRT | None, str]:
+    """The runtime whose engine is in the cache, and what to say of it; another size of it may have to be built."""
+    can = [RUNTIMES[name] for name in ("tensorrt", "tensorrt_rtx")]
+    can = [each for each in can if each.unavailable() is None and each.refuses(device, dtype) is None]
+    why = unusable() if can else None
+    if why:
+        _warn(f"engines are left out: {why}")
+        return None, why
+    for runtime in can:
+        if runtime.cached(identity, device, dtype):
+            return runtime, f"the cache has an engine of this network for {device} in {dtype}"
+    return None, NO_ENGINE
+
+
+def _no_cache(parameters: int, identity: Callable[[], str] | None) -> str | None:
+    """Why OpenVINO's network cannot be kept, which is warned of; None where it can, or is there already."""
+    why = unusable(EXPORT_BYTES * parameters)
+    if why is None or (identity is not None and _is_kept(identity)):
+        return None
+    _warn(f"running eagerly: {why}")
+    return why
+
+
+def _is_kept(identity: Callable[[], str]) -> bool:
+    try:
+        return RUNTIMES["openvino"].cached(identity)
+    except OSError:
+        return False
+
+
+def _warn(said: str) -> None:
+    warnings.warn(said, stacklevel=7)  # where `invert` was called
 
 
 def _measured(half: bool) -> str:

@@ -28,10 +28,11 @@ class Spec:
     Args:
         device: where the pipeline runs.
         dtype: what the network computes in.
-        identity: the network's digest (`digests.network_digest`), computed when it is asked for.
+        identity: the network's digest (`fingerprint.Fingerprint.exact`), computed when it is asked for.
         calibration: for dtype int8.
         addresses: where the network's weights lie, computed when they are asked for.
         precomputed: parts of the network that were cut out of it.
+        numerics: how torch is set to compute float32, in words; what is compiled or recorded was so.
     """
 
     device: torch.device
@@ -40,12 +41,15 @@ class Spec:
     calibration: Calibration | None = None
     addresses: Callable[[], tuple[int, ...]] = tuple
     precomputed: tuple[str, ...] = ()
+    numerics: str = ""
 
 
 class Network(Protocol):
     """(x, t, **static inputs) -> output of x's shape; all but t in the runtime's input dtype, x (B, C, h, w).
 
     The result is the caller's to keep: a runtime with output buffers of its own hands out copies. t is 0-d.
+    Any number of threads may call it at once. Where CUDA graphs would hold what a call computes in, it has a method
+    `caller` that gives each run a network of its own.
     """
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor: ...

@@ -26,8 +26,9 @@ class Compile(Torch):
 
     def unavailable(self) -> str | None:
         if torch.cuda.is_available():
-            here = importlib.util.find_spec("triton")
-            return None if here else "torch.compile needs triton on a GPU, and it is not there (pip install triton)"
+            if importlib.util.find_spec("triton"):
+                return None
+            return "torch.compile needs triton on a GPU, and it is not there (pip install 'invfast[triton]')"
         if shutil.which("g++") or shutil.which("clang++"):
             return None
         return "torch.compile needs a C++ compiler on a CPU, and neither g++ nor clang++ is there (apt install g++)"

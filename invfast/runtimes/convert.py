@@ -34,15 +34,24 @@ def description(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tens
         "class": type(module).__name__,
         "network": network,
         "precomputed": list(getattr(module, "precomputed", ())),
-        **{name: metadata.version(name) for name in ("torch", "diffusers")},
+        **versions(),
         "inputs": {name: [value.ndim, value.is_floating_point()] for name, value in example_inputs.items()},
         "size": "open" if even else list(sides),
     }
 
 
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("torch", "diffusers")}
+
+
 def halvings(module: torch.nn.Module) -> int:
     """By how much a UNet's lowest level is smaller than its input; 1 where the module has no levels."""
     return 2 ** max(0, len(getattr(module, "up_blocks", [])) - 1)
+
+
+def room(module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes a conversion takes on disk: the weights as they are handed over, and as they are written in a dtype."""
+    return sum(tensor.numel() * (tensor.element_size() + dtype.itemsize) for *_, tensor in _tensors(module))
 
 
 def in_float(module: torch.nn.Module) -> list[str]:

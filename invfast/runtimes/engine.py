@@ -1,22 +1,40 @@
-"""A TensorRT engine that runs on torch's tensors: bound by address, queued on torch's stream, nothing copied."""
+"""A TensorRT engine that runs on torch's tensors: bound by address, queued on torch's stream, nothing copied.
+
+An execution context holds the shapes and addresses of one call, and the memory that its kernels compute in: so each
+call has one of its own while it is queued, and the device takes the next call of the same context up after it.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from invfast.runtimes.bindings import Bindings
 from invfast.runtimes.streams import beside
 
 OUT = "out"
 
 
+class Context:
+    """An execution context, the shapes it is set to, and where on the device its last call ends."""
+
+    def __init__(self, execution: Any) -> None:
+        self.execution = execution
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.last: torch.cuda.Event | None = None
+        self.recorded = False
+        """Whether a CUDA graph holds it, which may be replayed at any time."""
+
+
 class Engine:
-    """One engine, its weights on the GPU, and one execution context, both used by every call.
+    """One engine, its weights on the GPU, and an execution context for each of the calls that come at once.
 
     Args:
         package: "tensorrt" or "tensorrt_rtx".
@@ -41,10 +59,10 @@ class Engine:
                     "GPU it was built for, under an NVIDIA driver as new as the package"
                 )
             self.kernels_taken = False
-            self._context = self._create_context(trt, kernels)
+            self._config = self._create_config(trt, kernels)
+            self.contexts = Bindings(self._create_context)
             # Of torch's default stream TensorRT waits for the whole device; so it gets one of its own there.
             self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The output, a new tensor in the dtype of "x".
@@ -56,20 +74,29 @@ class Engine:
             ValueError: a shape is outside the engine's profile.
             RuntimeError: it could not be queued.
         """
-        context = self._context
+        with self.contexts.one() as held:
+            return self.run(held, inputs)
+
+    def caller(self) -> Caller:
+        """A way in for one run, with a context of its own."""
+        return Caller(self)
+
+    def run(self, held: Context, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """As a call, in a context that nobody else uses meanwhile."""
+        context = held.execution
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
-        if shapes != self._shapes:
-            self._shapes = {}
+        if shapes != held.shapes:
+            held.shapes = {}
             for name, shape in shapes.items():
                 if not context.set_input_shape(name, shape):
                     raise ValueError(f"input {name} of shape {shape} is outside the engine's profile")
-            self._shapes = shapes
+            held.shapes = shapes
         x = inputs["x"]
         out = torch.empty(tuple(context.get_tensor_shape(OUT)), dtype=x.dtype, device=x.device)
         for name, value in (*inputs.items(), (OUT, out)):
             context.set_tensor_address(name, value.data_ptr())
         stream = self._queue()
-        with beside(stream):
+        with beside(stream), _in_turn(held, stream):
             if not context.execute_async_v3(stream.cuda_stream if stream else 0):
                 raise RuntimeError(f"TensorRT could not run the engine: {self._log.last()}")
         return out
@@ -84,7 +111,7 @@ class Engine:
         current = torch.cuda.current_stream(self.device)
         return self._stream if current == torch.cuda.default_stream(self.device) else current
 
-    def _create_context(self, trt: Any, kernels: bytes | None) -> Any:
+    def _create_config(self, trt: Any, kernels: bytes | None) -> Any:
         config = self._engine.create_runtime_config()
         if hasattr(trt, "IRuntimeCache"):  # TensorRT-RTX
             # LAZY answers from other kernels until compilation is done: an inversion and its way back would differ.
@@ -92,10 +119,55 @@ class Engine:
             self._cache = config.create_runtime_cache()
             self.kernels_taken = bool(kernels) and self._cache.deserialize(kernels)
             config.set_runtime_cache(self._cache)
-        context = self._engine.create_execution_context(config)
+        return config
+
+    def _create_context(self) -> Context:
+        with _current(self.device):
+            context = self._engine.create_execution_context(self._config)
         if context is None:
             raise RuntimeError(f"TensorRT could not make an execution context: {self._log.last()}")
-        return context
+        return Context(context)
+
+
+class Caller:
+    """An engine for one run: its own context where that is idle, so that nobody else runs in what its graphs hold."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.own, self._lock = engine, engine.contexts.take(), threading.Lock()
+        weakref.finalize(self, _give_back, engine, self.own)
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if not self._lock.acquire(blocking=False):  # another thread's call of the same run
+            return self.engine(inputs)
+        try:
+            return self.engine.run(self.own, inputs)
+        finally:
+            self._lock.release()
+
+
+def _give_back(engine: Engine, held: Context) -> None:
+    if not held.recorded:
+        engine.contexts.give(held)
+
+
+@contextmanager
+def _in_turn(held: Context, stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Lets what is queued inside run after the context's last call, on whichever stream that was.
+
+    While a graph is recorded nothing runs, and neither waits are allowed: its context is warm and nobody else's.
+    """
+    if stream is None:
+        yield
+        return
+    if torch.cuda.is_current_stream_capturing():
+        held.recorded = True
+        yield
+        return
+    if held.last is not None:
+        stream.wait_event(held.last)
+    yield
+    held.last = held.last or torch.cuda.Event()
+    held.last.record(stream)
 
 
 def _log(trt: Any) -> Any:

@@ -52,6 +52,7 @@ def exported(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor]
         inputs,
         lambda target: convert.in_child("onnx", module, example, target, spec.dtype, axes),
         f"exporting {type(module).__name__} to ONNX, once",
+        convert.room(module, spec.dtype),
     )
     return folder / FILE
 

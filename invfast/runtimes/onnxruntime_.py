@@ -8,7 +8,9 @@ earlier; so what counts is what the module can do, and errors name both.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 
 from invfast.runtimes import onnx
 from invfast.runtimes.base import Exporting, Network, Spec
+from invfast.runtimes.bindings import Bindings
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.streams import beside
 
@@ -85,7 +88,9 @@ class ONNXRuntime(Exporting):
 def _network(session: Any, device: torch.device, stream: torch.cuda.Stream | None) -> Network:
     import onnxruntime
 
-    binding, options = session.io_binding(), onnxruntime.RunOptions()
+    bindings, options = Bindings(session.io_binding), onnxruntime.RunOptions()
+    # The stream is the session's own, and so are the handles of its libraries that work is queued with.
+    queue = threading.Lock() if stream else nullcontext()
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the stream keeps the order
     index = device.index or 0
 
@@ -95,11 +100,12 @@ def _network(session: Any, device: torch.device, stream: torch.cuda.Stream | Non
         feed = {"x": x, "t": t, **static_inputs}
         feed = {name: value.contiguous() for name, value in feed.items()}
         out = torch.empty_like(feed["x"])
-        for name, value in feed.items():
-            binding.bind_input(name, device.type, index, TYPES[value.dtype], value.shape, value.data_ptr())
-        binding.bind_output("out", device.type, index, TYPES[out.dtype], out.shape, out.data_ptr())
-        with beside(stream):
-            session.run_with_iobinding(binding, options)
+        with bindings.one() as binding:
+            for name, value in feed.items():
+                binding.bind_input(name, device.type, index, TYPES[value.dtype], value.shape, value.data_ptr())
+            binding.bind_output("out", device.type, index, TYPES[out.dtype], out.shape, out.data_ptr())
+            with queue, beside(stream):
+                session.run_with_iobinding(binding, options)
         return out
 
     return network

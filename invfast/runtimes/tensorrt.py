@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from invfast.locks import once
 from invfast.runtimes import engine_build, onnx
 from invfast.runtimes.base import Exporting, Network, Spec
 from invfast.runtimes.cache import Cache
@@ -31,6 +33,7 @@ MOST = 16
 
 _engines: WeakValueDictionary[tuple[Path, torch.device], Engine] = WeakValueDictionary()
 """Those some prepared network holds; a network for another batch of the same entry uses the same."""
+_loading = threading.Lock()
 
 
 class TensorRT(Exporting):
@@ -90,10 +93,14 @@ class TensorRT(Exporting):
         folder = Cache().entry(inputs, build, doing)
         if self.target is not None:
             return _elsewhere(self.name)
-        engine = _engines.get((folder, spec.device))
-        if engine is None:
-            engine = _engines[folder, spec.device] = self._load(folder, inputs, example_inputs, spec.device)
-        return network(engine, shape["x"][2][0])
+        with _loading:
+            engine = _engines.get((folder, spec.device))
+            if engine is None:
+                engine = _engines[folder, spec.device] = self._load(folder, inputs, example_inputs, spec.device)
+        rows = shape["x"][2][0]
+        found = network(engine, rows)
+        found.caller = lambda: network(engine.caller(), rows)
+        return found
 
     def cached(self, identity: Callable[[], str], device: torch.device, dtype: torch.dtype) -> bool:
         """Whether the cache has an engine of a network for this GPU, of any size."""
@@ -202,6 +209,6 @@ def _missing(package: str) -> str | None:
     return None
 
 
-@functools.cache
+@once
 def _library(package: str) -> Any:
     return importlib.import_module(package)

@@ -1,0 +1,262 @@
+"""What a module computes, as digests: whether two are the same network, and whether an export is still this one.
+
+Two questions, one walk over the module. An export asks for the same module to the letter. An inversion asks for the
+same function, however it is written down: that projections are fused, that a module is compiled, that an adapter is
+loaded but switched off, changes nothing; an adapter's scale, FreeU, another activation do.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from numbers import Number
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import torch
+
+from invfast.digests import checksums
+
+_OWN = frozenset(vars(torch.nn.Module()))
+_NO_EFFECT = frozenset(
+    {
+        *(
+            "_hf_hook",
+            "_old_forward",
+            "_hf_peft_config_loaded",
+            "peft_config",
+            "_is_torch_compile",
+            "_compiled_call_impl",
+        ),
+        *("gradient_checkpointing", "_gradient_checkpointing_func", "use_slicing", "_chunk_size", "_chunk_dim"),
+        *("original_attn_processors", "fused_projections", "sliceable_head_dim"),
+        *("_use_memory_efficient_attention_xformers", "_use_npu_flash_attention", "set_use_memory_efficient_attention"),
+    }
+)
+"""Settings that change how or where a result is computed, or that it was prepared, not what it is."""
+_MOVING = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook")
+"""Hooks of diffusers that only place weights."""
+_ATTENTION = re.compile(r"(?:Fused|Sliced|XFormers)?(Attn(?:AddedKV)?)Processor(?:2_0|NPU)?")
+_FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+_SCALE_SAYS_IT = frozenset({"r", "lora_alpha", "lora_dropout"})
+"""What of an adapter its scaling holds already, or only training reads."""
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a module is, as far as it can be read.
+
+    Args:
+        exact: SHA-256 over names, classes, settings and tensors, to the letter.
+        weights: SHA-256 over the tensors it computes with.
+        settings: SHA-256 over whatever else decides what it computes.
+        unreadable: why there is none of them, as the end of a sentence whose subject is the module; else None.
+    """
+
+    exact: str | None
+    weights: str | None
+    settings: str | None
+    unreadable: str | None = None
+
+
+def fingerprint(module: torch.nn.Module) -> Fingerprint:
+    """The fingerprint of a module, from parameters, buffers and plain attributes; at the speed of memory.
+
+    It is taken on every call: version counters do not see writes through `.data`, which is how LoRA weights are merged.
+    """
+    why = unreadable(module)
+    if why is None and any(each.device.type == "meta" for part in module.modules() for each in _held(part).values()):
+        why = "has its weights offloaded"
+    if why:
+        return Fingerprint(None, None, None, why)
+    parts = list(_walk("", "", module))
+    every = {id(each): each for part in parts for held in (part.tensors, part.used) for each in held.values()}
+    sums = dict(zip(every, checksums(list(every.values())), strict=True))
+    facts = {key: f"{each.dtype}|{tuple(each.shape)}|".encode() + sums[key] for key, each in every.items()}
+
+    def tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+        return _sha(f"{name}|".encode() + facts[id(each)] for name, each in sorted(named, key=lambda pair: pair[0]))
+
+    meant = [part for part in parts if part.label is not None]
+    letter = _sha(f"{part.name}|{part.kind}|{sorted(part.settings.items())}".encode() for part in parts)
+    return Fingerprint(
+        exact=_sha(
+            [letter.encode(), tensors((f"{p.name}.{n}", x) for p in parts for n, x in p.tensors.items()).encode()]
+        ),
+        weights=tensors((f"{p.label}.{n}", x) for p in meant for n, x in p.used.items()),
+        settings=_sha(sorted(f"{part.label}|{part.meaning}".encode() for part in meant)),
+    )
+
+
+def unreadable(module: torch.nn.Module) -> str | None:
+    """Why a module's tensors are not all there is to read, or not as they are; None where they are.
+
+    Tensors of a class of their own (torchao's, bitsandbytes', GGUF's) and sparse ones keep their values elsewhere, as
+    do modules with packed weights or an extra state (dynamic quantisation, Transformer Engine).
+    """
+    for part in module.modules():
+        if type(part).get_extra_state is not torch.nn.Module.get_extra_state:
+            return f"has a {type(part).__name__} with a state of its own"
+        if any(isinstance(value, torch.ScriptObject) for value in vars(part).values()):
+            return f"has a {type(part).__name__} with packed weights"
+        for tensor in _held(part).values():
+            if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+                return f"has weights of class {type(tensor).__name__}"
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                return f"has weights of layout {tensor.layout}, {tensor.dtype}"
+    return None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A module as it is written down, and as what it counts."""
+
+    name: str
+    kind: str
+    settings: Mapping[str, str]
+    tensors: Tensors
+    label: str | None
+    """Its name in the function computed; None where it has no part in it."""
+    used: Tensors = field(default_factory=dict)
+    """The tensors it computes with."""
+
+    @property
+    def meaning(self) -> str:
+        """Class and settings that shape the result; one that is None is as one that is not there."""
+        what = {k: v for k, v in self.settings.items() if k not in _NO_EFFECT and v != "None"}
+        if "processor" in what:
+            what["processor"] = _attention(what["processor"])
+        return f"{self.kind}|{sorted(what.items())}"
+
+
+def _walk(name: str, label: str | None, part: torch.nn.Module, instead: Tensors | None = None) -> Iterator[_Part]:
+    """The parts of a module, itself first; `instead` are the tensors it computes with where they are not its own."""
+    held = _held(part)
+    wraps = isinstance(part, torch._dynamo.OptimizedModule)
+    adapts = hasattr(part, "adapter_layer_names") and "base_layer" in part._modules  # a layer of peft's
+    plain = vars(part).keys() - _OWN - held.keys()
+    settings = {key: _setting(part, key, vars(part)[key]) for key in plain}
+    own = None if wraps or adapts else label
+    yield _Part(name, _kind(part), settings, held, own, held if instead is None else instead)
+    fused = _fused(part)
+    for key, child in part._modules.items():
+        if child is None:
+            continue
+        if wraps or (adapts and key == "base_layer"):
+            inner = label
+        elif label is None or adapts or (key in _FUSED and fused):
+            inner = None
+        else:
+            inner = f"{label}.{key}"
+        yield from _walk(f"{name}.{key}", inner, child, fused.get(key))
+    if adapts and label is not None:
+        yield from _active(label, part)
+
+
+def _active(label: str, layer: Any) -> Iterator[_Part]:
+    """What each of a layer's adapters adds: nothing where it is switched off, merged, or scaled by zero."""
+    scaling = getattr(layer, "scaling", {})
+    on = [] if layer.disable_adapters or layer.merged else [a for a in layer.active_adapters if scaling.get(a, 1) != 0]
+    every = {key: value for key, value in vars(layer).items() if key not in _OWN | _SCALE_SAYS_IT} | layer._modules
+    stores = {k: v for k, v in every.items() if isinstance(v, (dict, torch.nn.ModuleDict, torch.nn.ParameterDict))}
+    for rank, adapter in enumerate(sorted(on)):
+        plain, tensors = {}, {}
+        for key, value in ((key, store[adapter]) for key, store in stores.items() if adapter in store):
+            if isinstance(value, torch.nn.Module):
+                tensors |= {f"{key}.{n}": x for n, x in (*value.named_parameters(), *value.named_buffers())}
+            elif isinstance(value, torch.Tensor):
+                tensors[key] = value
+            elif key not in _SCALE_SAYS_IT:
+                plain[key] = _plain(value)
+        if tensors:
+            yield _Part("", "adapter", plain, {}, f"{label}+{rank}", tensors)
+
+
+def _fused(attention: torch.nn.Module) -> dict[str, Tensors]:
+    """The rows of fused projections by the projection that they stand for; nothing where they are not in use."""
+    found: dict[str, Tensors] = {}
+    if not getattr(attention, "fused_projections", False):
+        return found
+    for key, names in _FUSED.items():
+        whole, layers = attention._modules.get(key), [attention._modules.get(name) for name in names]
+        if whole is None or None in layers:
+            continue
+        rows = [layer.out_features for layer in layers]
+        pieces = {
+            n: x.detach().split(rows) for n, x in (("weight", whole.weight), ("bias", whole.bias)) if x is not None
+        }
+        found |= {name: {n: each[j] for n, each in pieces.items()} for j, name in enumerate(names)}
+    return found
+
+
+def _held(part: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, buffers and tensors kept as plain attributes, by name; not those of its parts."""
+    stores = (part._parameters, part._buffers, vars(part))
+    return {name: x for store in stores for name, x in store.items() if isinstance(x, torch.Tensor)}
+
+
+def _setting(part: torch.nn.Module, key: str, value: Any) -> str:
+    """A plain attribute as words; "None" where it is what the module has without it."""
+    if key == "_diffusers_hook":
+        return repr([_said(hook) for hook in value.hooks.values() if type(hook).__name__ not in _MOVING] or None)
+    if key == "forward" and ({"_hf_hook", "_diffusers_hook"} & set(vars(part)) or _is_its_own(part, value)):
+        return "None"
+    return _said(value) if key == "processor" else _plain(value)
+
+
+def _is_its_own(part: torch.nn.Module, forward: Any) -> bool:
+    return getattr(forward, "__func__", None) is type(part).forward
+
+
+def _attention(said: str) -> str:
+    """A processor as what it computes: the fused, sliced and memory-efficient ones compute the same."""
+    alike = _ATTENTION.fullmatch(said.partition("|")[0].rpartition(".")[2])
+    return alike[1] if alike and said.startswith("diffusers.") else said
+
+
+def _said(value: Any) -> str:
+    """An object that is no module: its class and, where it is diffusers' own, its scales; counters are no setting."""
+    kind = _kind(value)
+    plain = vars(value) if kind.startswith("diffusers.") and hasattr(value, "__dict__") else {}
+    return f"{kind}|{sorted((k, _plain(v)) for k, v in plain.items() if isinstance(v, (float, str, torch.dtype)))}"
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _plain(value: Any) -> str:
+    """What a value says without its address."""
+    if isinstance(value, (str, Number, type(None))):
+        return repr(value.item() if hasattr(value, "item") else value)
+    if isinstance(value, Mapping):
+        # Private keys of a config say where it came from, and which values are defaults in an order that changes.
+        public = ((str(key), _plain(each)) for key, each in value.items() if not str(key).startswith("_"))
+        return repr(sorted(public))
+    if isinstance(value, (list, tuple)):
+        return repr([_plain(each) for each in value])
+    if isinstance(value, (set, frozenset)):
+        return repr(sorted(_plain(each) for each in value))
+    if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, type)):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, functools.partial):
+        return repr([_plain(value.func), _plain(value.args), _plain(value.keywords)])
+    if isinstance(value, torch.dtype):
+        return str(value)
+    return _kind(value)
+
+
+def _sha(pieces: Iterable[bytes]) -> str:
+    sha = hashlib.sha256()
+    for piece in pieces:
+        sha.update(len(piece).to_bytes(8, "little") + piece)
+    return sha.hexdigest()
