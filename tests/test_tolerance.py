@@ -98,7 +98,7 @@ def test_and_under_guidance(guidance, dtype, latents):
 
 def test_float32_has_an_end_too(latents):
     run, predict, stepper = solve(FixedPoint(60, "anderson", "linear", tolerance=1e-9), torch.float32, latents)
-    assert max(predict.evaluations) / len(stepper.steps) < 20
+    assert max(predict.evaluations) / len(stepper.steps) < 40  # of 60
     assert stepper.tolerance < run.residual.max() < 1e-6
 
 

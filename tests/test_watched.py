@@ -11,7 +11,7 @@ from invfast import Inversion, invert, reconstruct
 from invfast.adapters.conditioned import EMBEDS, Conditioned
 from invfast.methods import FixedPoint, ForwardStart, NoiseMaps, NullText, PromptTuning
 
-UNEVEN = FixedPoint(12, "anderson", "linear", tolerance=1e-3)
+UNEVEN = FixedPoint(5, "anderson", tolerance=1e-2)
 """Of `three` the images end their steps at different iterations."""
 
 
@@ -74,7 +74,7 @@ def watched(way, x, **settings):
     pipe, seen = stable_diffusion(), []
     handle = way(pipe, seen)
     try:
-        return invert(pipe, x, **{**QUICK, **settings}), seen
+        return invert(pipe, x, **{"num_inference_steps": 3, **settings}), seen
     finally:
         if handle is not None:
             handle.remove()
@@ -85,17 +85,15 @@ def test_every_image_is_seen_at_every_evaluation(way, three):
     inversion, seen = watched(way, three, method=UNEVEN)
     assert len(set(inversion.stats.evaluations)) > 1
     assert {len(each) for each in seen} == {3}
-    assert inversion.stats.samples == 3 * max_of_steps(inversion, seen, way)
-    plain = invert(stable_diffusion(), three, method=UNEVEN, runtime="eager", **QUICK)
-    assert plain.stats.samples < inversion.stats.samples
-    assert plain.stats.evaluations == inversion.stats.evaluations
-    torch.testing.assert_close(plain.latents, inversion.latents, rtol=1e-3, atol=1e-3)
-
-
-def max_of_steps(inversion, seen, way):
-    """Evaluations of the batch, by what one layer saw."""
     layers = len(stable_diffusion().unet.attn_processors) if way is processed else 1
-    return len(seen) // layers
+    assert inversion.stats.samples == 3 * len(seen) // layers
+    assert inversion.stats.samples > sum(inversion.stats.evaluations)
+
+
+def test_nobody_looking_images_that_are_done_are_left_out(three):
+    stats = invert(stable_diffusion(), three, method=UNEVEN, runtime="eager", **QUICK).stats
+    assert len(set(stats.evaluations)) > 1
+    assert stats.samples == sum(stats.evaluations)
 
 
 @pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
@@ -114,9 +112,9 @@ def test_neither_other_methods_nor_batches_of_times_change_the_batch(method, way
 
 @pytest.mark.parametrize("method", [NullText, PromptTuning])
 def test_tuning_asks_one_branch_of_every_image(method, three):
-    """Twice the tolerance of one image's loss: they are done at different iterations."""
-    made = method(3.0, iterations=3, tolerance=1e-2)
-    _, seen = watched(hooked, three, method=made, num_inference_steps=3)
+    made = method(3.0, iterations=3, tolerance=0.1)
+    inversion, seen = watched(hooked, three, method=made)
+    assert len(set(inversion.stats.evaluations)) > 1
     assert {len(each) for each in seen} == {3}
 
 
@@ -141,7 +139,7 @@ def test_a_branch_of_some_images_is_the_same_masked_or_alone(gradient):
         assert one == other if isinstance(one, list) else torch.equal(one, other)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", [hooked, processed, patched, everywhere], ids=lambda way: way.__name__)
 def test_what_they_see_can_be_differentiated_further(way, three):
     _, seen = watched(way, three, method="ddim")
     for each in seen:
@@ -154,7 +152,7 @@ def test_what_they_see_can_be_differentiated_further(way, three):
 
 def call(captured, callback, names=("latents",), method="ddim", x=None, **settings):
     x = torch.zeros(2, 4, 8, 8) + 0.5 if x is None else x
-    settings = {**QUICK, "runtime": "eager", "cuda_graph": None if captured else False, **settings}
+    settings = {"num_inference_steps": 3, "runtime": "eager", "cuda_graph": None if captured else False, **settings}
     return invert(
         stable_diffusion(),
         x,
@@ -169,9 +167,7 @@ EDITS = {
     "in place": lambda x: x["latents"].mul_(1.1),
     "through a view": lambda x: x["latents"][:, 1:3].add_(0.1),
     "of the data": lambda x: x["latents"].data.mul_(1.1),
-    "in place, returned": lambda x: {"latents": x["latents"].mul_(1.1)},
     "in place, all returned": lambda x: (x["latents"].mul_(1.1), x)[1],
-    "in a context": lambda x: torch.no_grad()(lambda: x["latents"].clamp_(-0.2, 0.2))(),
     "returned": lambda x: {"latents": x["latents"] * 1.1},
     "by a gradient": lambda x: {"latents": x["latents"] - 0.1 * slope(x["latents"])},
 }
@@ -182,8 +178,13 @@ def slope(x):
     return torch.autograd.grad(x.sin().square().sum(), x)[0]
 
 
+@pytest.fixture(scope="module")
+def unedited():
+    return call(False, None, method="warm_start").latents
+
+
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_means_the_same_captured_or_not(edit, graphs):  # noqa: F811
+def test_an_edit_means_the_same_captured_or_not(edit, unedited, graphs):  # noqa: F811
     """And it counts, as in diffusers' own pipelines, whether it is returned or made in place."""
 
     def callback(pipe, step, t, tensors):
@@ -193,8 +194,7 @@ def test_an_edit_means_the_same_captured_or_not(edit, graphs):  # noqa: F811
     plain, captured = (call(each, callback, method="warm_start") for each in (False, True))
     assert captured.stats.cuda_graph
     assert torch.equal(plain.latents, captured.latents)
-    untouched = call(False, lambda *given: None, method="warm_start")
-    assert not torch.equal(plain.latents, untouched.latents)
+    assert not torch.equal(plain.latents, unedited)
 
 
 @pytest.mark.parametrize("captured", [False, True])
@@ -210,12 +210,6 @@ def test_only_what_was_named_is_handed_out_and_stays_the_callers(captured, graph
     found = call(captured, callback, ("noise", "noise_1"), method)
     assert torch.equal(found.latents, call(captured, lambda *given: None, ("latents",), method).latents)
     assert len({each.untyped_storage().data_ptr() for each in kept}) == len(kept)
-    latents = torch.zeros(2, 4, 8, 8) + 0.5
-    before = latents.clone()
-    call(captured, lambda p, i, t, x: x["noise_2"].zero_() and None, ("noise_2",), method="warm_start", x=latents) if (
-        False
-    ) else None
-    assert torch.equal(latents, before)
 
 
 @pytest.mark.parametrize("captured", [False, True])
@@ -233,8 +227,9 @@ def test_a_buffer_that_is_returned_again_and_again_is_copied(captured, graphs): 
 AROUND = {"nothing": torch.enable_grad, "inference_mode": torch.inference_mode, "no_grad": torch.no_grad}
 
 
-@pytest.mark.parametrize("captured", [False, True])
-@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize(
+    ("around", "captured"), [("nothing", False), ("nothing", True), ("inference_mode", False), ("no_grad", True)]
+)
 def test_callbacks_run_outside_inference_mode(around, captured, graphs):  # noqa: F811
     seen = []
 
@@ -252,13 +247,18 @@ def test_callbacks_run_outside_inference_mode(around, captured, graphs):  # noqa
     with AROUND[around]():
         found = call(captured, callback)
         assert torch.is_inference_mode_enabled() == (around == "inference_mode")
-    assert len(seen) == 4
+    assert len(seen) == 3
     assert not found.latents.requires_grad
 
 
-@pytest.mark.parametrize("captured", [False, True])
-@pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("error", "around", "captured"),
+    [
+        (RuntimeError, "nothing", False),
+        (RuntimeError, "inference_mode", True),
+        (KeyboardInterrupt, "no_grad", True),
+    ],
+)
 def test_what_a_callback_raises_leaves_modes_and_later_calls_alone(error, around, captured, graphs):  # noqa: F811
     def fails(pipe, step, t, tensors):
         tensors["latents"].requires_grad_()
@@ -272,10 +272,9 @@ def test_what_a_callback_raises_leaves_modes_and_later_calls_alone(error, around
     assert torch.equal(call(captured, None).latents, call(False, None).latents)
 
 
-@pytest.mark.parametrize("around", ["nothing", "no_grad"])
-def test_what_a_run_returns_is_ordinary(around, tmp_path):
+def test_what_a_run_returns_is_ordinary(tmp_path):
     pipe, x = stable_diffusion(), torch.zeros(2, 4, 8, 8) + 0.5
-    with AROUND[around]():
+    with torch.no_grad():
         found = invert(pipe, x, method=ForwardStart(1, FixedPoint(2)), save_trajectory=True, **QUICK)
         tuned = invert(pipe, x, method=NullText(3.0, iterations=1), num_inference_steps=2)
         images = [reconstruct(pipe, found, output_type=kind) for kind in ("pt", "latent")]
