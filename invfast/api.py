@@ -274,6 +274,8 @@ def _following(
         if wanted[1] is not dtype and stats.dtype == torch.float16 and _left_gpu(stats, pipe):
             raise ValueError("float16 is slow on a CPU and overflows")
         model = make(pipe, *wanted, precompute=precompute)
+        if wanted != (runtime, dtype):
+            model.reason = "as the inversion ran"
     except (RuntimeError, ValueError) as error:
         if wanted == (runtime, dtype):
             raise
