@@ -43,6 +43,7 @@ ALLOWED = {
         "plain",
         "provenance",
         "arguments",
+        "warned",
     },
     "preparation": {"adapters", "ambient", "runtimes"},
     "": {"api", "inversion", "preparation", "schedule"},

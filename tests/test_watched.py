@@ -274,7 +274,7 @@ def test_what_a_callback_raises_leaves_modes_and_later_calls_alone(error, around
 
 def test_what_a_run_returns_is_ordinary(tmp_path):
     pipe, x = stable_diffusion(), torch.zeros(2, 4, 8, 8) + 0.5
-    with torch.no_grad():
+    with torch.inference_mode():
         found = invert(pipe, x, method=ForwardStart(1, FixedPoint(2)), save_trajectory=True, **QUICK)
         tuned = invert(pipe, x, method=NullText(3.0, iterations=1), num_inference_steps=2)
         images = [reconstruct(pipe, found, output_type=kind) for kind in ("pt", "latent")]
