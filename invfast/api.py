@@ -11,9 +11,10 @@ import torch
 from diffusers.utils import BaseOutput
 
 from invfast import adapters, arguments, images, methods, plain, provenance, run
-from invfast.adapters import Adapter, Prompts
+from invfast.adapters import Prompts
 from invfast.ambient import neutral
 from invfast.arguments import Text
+from invfast.following import following
 from invfast.inversion import Inversion, Stats
 from invfast.methods import Method
 from invfast.schedule import Schedule
@@ -222,7 +223,7 @@ def reconstruct(
     arguments.check_options(scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
-    model = _following(inversion, pipe, runtime, dtype, precompute)
+    model = following(inversion, pipe, runtime, dtype, precompute)
     _check_match(pipe, inversion, prompt_embeds)
     grid, kept = inversion.schedule, {"latents": inversion.latents, **inversion.state}
     kept = {name: value.to(model.device, model.latent_dtype) for name, value in kept.items()}
@@ -255,48 +256,6 @@ def _schedule(pipe: Any, schedule: Schedule | None, steps: int, timesteps: Seque
         raise ValueError("pass schedule or timesteps, not both")
     _check_prediction(pipe, schedule)
     return schedule
-
-
-def _following(
-    inversion: Inversion,
-    pipe: Any,
-    runtime: str | None,
-    dtype: torch.dtype | str | None,
-    precompute: Sequence[str] | None,
-) -> Adapter:
-    """The pipeline for the way back: where and as the inversion ran, as far as the caller does not say otherwise."""
-    make, stats = adapters.resolve(pipe), inversion.stats
-    runtime = "auto" if runtime is None else runtime
-    if stats is None:  # made by hand, from latents alone
-        return make(pipe, runtime, dtype, precompute=precompute)
-    wanted = stats.runtime if runtime == "auto" else runtime, stats.dtype if dtype is None else dtype
-    try:
-        if wanted[1] is not dtype and stats.dtype == torch.float16 and _left_gpu(stats, pipe):
-            raise ValueError("float16 is slow on a CPU and overflows")
-        model = make(pipe, *wanted, precompute=precompute)
-        if wanted != (runtime, dtype):
-            model.reason = "as the inversion ran"
-    except (RuntimeError, ValueError) as error:
-        if wanted == (runtime, dtype):
-            raise
-        model = make(pipe, runtime, dtype, precompute=precompute)
-        warn(
-            f"the inversion ran in {stats.runtime}, {_name(stats.dtype)}, and is rebuilt in {model.runtime.name}, "
-            f"{_name(model.dtype)}: {error}"
-        )
-    if dtype is not None and model.dtype != stats.dtype:
-        logger.warning("rebuilding in %s what was inverted in %s", _name(model.dtype), _name(stats.dtype))
-    if precompute is None:
-        model.precomputed = tuple(part for part in model.precomputed if part in stats.precomputed)
-    return model
-
-
-def _left_gpu(stats: Stats, pipe: Any) -> bool:
-    return not stats.device.startswith("cpu") and torch.device(pipe._execution_device).type == "cpu"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _check_prediction(pipe: Any, schedule: Schedule) -> None:

@@ -81,7 +81,7 @@ class Adapter(ABC):
             asked,
             free=dtype is None,
             parameters=parameters,
-            opaque=opaque or _opaque(pipe.unet),
+            opaque=opaque or self.opaque,
             identity=lambda: self.identity,
         )
         self.quantised: str | None = None
@@ -117,6 +117,11 @@ class Adapter(ABC):
             yield self
 
     @cached_property
+    def opaque(self) -> str | None:
+        """Why the network must run as it is, and may be looked into; None where it may be exported."""
+        return _opaque(self.pipe.unet)
+
+    @cached_property
     def fingerprint(self) -> Fingerprint:
         """What the network is."""
         return fingerprint(self.pipe.unet)
@@ -144,7 +149,7 @@ class Adapter(ABC):
             return f"CUDA graphs need a CUDA device, the pipeline is on {self.device}"
         if not self.runtime.capturable:
             return f"runtime {self.runtime.name!r} runs outside torch's stream"
-        return _opaque(self.pipe.unet)
+        return self.opaque
 
     @property
     def interrupted(self) -> bool:
@@ -180,7 +185,7 @@ class Adapter(ABC):
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
         self.quantised = getattr(network, "digest", None)
         # Python of the caller's sees all images at every evaluation, and never several times in one batch.
-        watched = _opaque(self.pipe.unet) is not None
+        watched = self.opaque is not None
         return Conditioned(
             outside(network) if watched else network,
             static,
@@ -205,8 +210,7 @@ class Adapter(ABC):
     def _precomputed(self, asked: Sequence[str] | None) -> tuple[str, ...]:
         if isinstance(asked, str):
             raise TypeError(f"precompute must be a sequence of names out of {PARTS}, got the text {asked!r}")
-        opaque = _opaque(self.pipe.unet)
-        no = dict.fromkeys(PARTS, opaque) if opaque else refusals(self.pipe.unet)
+        no = dict.fromkeys(PARTS, self.opaque) if self.opaque else refusals(self.pipe.unet)
         if not self.runtime.precomputes:
             no = dict.fromkeys(PARTS, f"runtime {self.runtime.name!r} takes the network whole")
         if asked is None:

@@ -157,7 +157,7 @@ def _with_engine(device: torch.device, dtype: torch.dtype, identity: Callable[[]
     can = [each for each in can if each.unavailable() is None and each.refuses(device, dtype) is None]
     why = unusable() if can else None
     if why:
-        _warn(f"engines are left out: {why}")
+        warn(f"engines are left out: {why}")
         return None, why
     for runtime in can:
         if runtime.cached(identity, device, dtype):
@@ -170,7 +170,7 @@ def _no_cache(parameters: int, identity: Callable[[], str] | None) -> str | None
     why = unusable(EXPORT_BYTES * parameters)
     if why is None or (identity is not None and _is_kept(identity)):
         return None
-    _warn(f"running eagerly: {why}")
+    warn(f"running eagerly: {why}")
     return why
 
 
@@ -179,10 +179,6 @@ def _is_kept(identity: Callable[[], str]) -> bool:
         return RUNTIMES["openvino"].cached(identity)
     except OSError:
         return False
-
-
-def _warn(said: str) -> None:
-    warn(said)
 
 
 def _measured(half: bool) -> str:
