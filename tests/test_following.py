@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -148,10 +146,6 @@ def test_numeric_settings_are_recorded_and_compared(tiny, peach):
 def test_the_self_tests_verdict_is_kept(cache, monkeypatch):
     selftest.bfloat16_on_cpu.cache_clear()
     found = runtimes.bfloat16_on_cpu()
-    code = "from invfast import runtimes; print(list(runtimes.bfloat16_on_cpu()))"
-    threads = f"import torch; torch.set_num_threads({torch.get_num_threads()}); "
-    each = subprocess.run([sys.executable, "-c", threads + code], capture_output=True, text=True, check=True).stdout
-    assert each.strip() == str(list(found))
     selftest.bfloat16_on_cpu.cache_clear()
     monkeypatch.setattr(selftest, "_measure", lambda: pytest.fail("it was measured already"))
     assert runtimes.bfloat16_on_cpu() == found

@@ -69,10 +69,10 @@ ROUNDED_ANEW = ("torchao int8", "dynamic quantisation")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_invert_and_rebuild_as_the_pipeline_itself_does(kind, peach, tmp_path):
-    pipe, again = demo.load_pipeline(), 1 if kind in ROUNDED_ANEW else 6
+    pipe, again = demo.load_pipeline(), 1 if kind in ROUNDED_ANEW else 4
     pipe.set_progress_bar_config(disable=True)
     KINDS[kind](pipe)
-    inversion = invert(pipe, peach, "noto peach", num_inference_steps=6)
+    inversion = invert(pipe, peach, "noto peach", num_inference_steps=4)
     assert inversion.stats.dtype == torch.float32
     inversion.save(tmp_path / "one.safetensors")
     inversion = Inversion.load(tmp_path / "one.safetensors")

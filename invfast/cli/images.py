@@ -97,6 +97,7 @@ def reconstruct(
     """Regenerate an image from its inversion: invfast reconstruct noise/cat.safetensors -o cat.png"""
     import invfast
 
+    _check_picture(output)
     inversion = invfast.Inversion.load(file)
     found = invfast.reconstruct(
         load_model(model, device),
@@ -130,6 +131,7 @@ def compare(
     from invfast.compare import compare as run
     from invfast.images import load
 
+    _check_picture(output)
     chosen = {name: known.resolve(name) for name in methods.split(",")}
     prompts = _prompts(prompt, images)
     pictures = [load(path) for path in images]
@@ -188,9 +190,13 @@ def _targets(images: list[Path], output: Path) -> list[Path]:
     return targets
 
 
-def _save_picture(picture: Any, path: Path) -> None:
+def _check_picture(path: Path) -> None:
+    """Before anything is computed, which would be lost."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG; {str(path)!r} does not end in .png")
+
+
+def _save_picture(picture: Any, path: Path) -> None:
     from io import BytesIO
 
     from invfast.inversion import write_atomically

@@ -136,12 +136,10 @@ class Cache:
             OSError: it cannot be done, or there is less room; says why and what to do.
         """
         with disk.named(self.folder):
-            work = Path(tempfile.mkdtemp(dir=self.folder, prefix="try.", suffix=".tmp"))
-            try:
-                with FileLock(work / "lock"):
-                    (work / "file").write_bytes(bytes(4096))
-            finally:
-                disk.delete(work)
+            # Where there are files without a name this is one: nothing is left of it by a kill.
+            with FileLock(self.folder / "try.lock"), tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(bytes(4096))
+                file.flush()
             free = shutil.disk_usage(self.folder).free
             if free < room:
                 raise OSError(
