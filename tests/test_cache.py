@@ -16,7 +16,7 @@ import pytest
 from exact import steps_as_exact_as_eagers
 from tiny import stable_diffusion
 
-from invfast import invert, runtimes
+from invfast import invert, prepare, runtimes
 from invfast.runtimes.cache import MANIFEST, Cache, remember, remembered
 
 INPUTS = {"class": "Net", "runtime": "toy 1", "shape": [1, 2]}
@@ -132,7 +132,7 @@ def export(folder):
     )
 
 
-def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path, peach, monkeypatch):
+def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path):
     folder = tmp_path / "cache"
     killed = export(folder)
     while not list(folder.glob("*.tmp")):
@@ -147,7 +147,16 @@ def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path, pe
     assert sum("converting" in errors for _, errors in said) == 1
     (entry,) = Cache(folder).entries()
     assert not list(folder.glob("*.tmp"))
+    assert (folder / entry.key / "model.bin").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_of_a_networks_weights_is_noticed(tmp_path, peach, monkeypatch):
+    """As any byte of any entry is, see above."""
+    folder = tmp_path / "cache"
     monkeypatch.setenv("INVFAST_CACHE", str(folder))
+    prepare(stable_diffusion(), height=64, width=64, runtime="openvino")
+    (entry,) = Cache(folder).entries()
     weights = folder / entry.key / "model.bin"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 4

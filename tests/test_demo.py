@@ -64,7 +64,7 @@ def test_card_names_its_sources():
 
 def test_the_demo_prints_a_table_and_writes_a_picture(tmp_path):
     picture = tmp_path / "new" / "demo.png"
-    command = [sys.executable, "-m", "invfast.demo", "--steps", "4", "-o", str(picture)]
+    command = [sys.executable, "-m", "invfast.demo", "--steps", "3", "-o", str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     for word in ("VAE round trip", "DDIM", "EasyInv", "warm start", "auto", "Anderson", "forward start"):
         assert word in done.stdout

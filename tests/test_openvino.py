@@ -36,6 +36,7 @@ def test_times_are_not_rounded_where_the_rest_is(tmp_path):
         as_exact_as_eager(got, wanted, exactly)
 
 
+@pytest.mark.slow  # as tests/test_offline.py has it of all that runs
 def test_it_reports_nothing(tmp_path):
     script = (
         "from invfast.runtimes import RUNTIMES; print(RUNTIMES['openvino'].unavailable()); import openvino_telemetry"

@@ -16,7 +16,7 @@ from training import batches, evaluation, models, objectives
 from training.data import HELD_OUT, Data, Emoji, Photo, base_of
 from training.loop import Recipe, keep_sitting, train
 
-RECIPE = Recipe(steps=200, batch=4, rate=1e-3, warm_up=20, checkpoint_every=40)
+RECIPE = Recipe(steps=120, batch=4, rate=1e-3, warm_up=12, checkpoint_every=40)
 
 
 def small_data():
@@ -32,7 +32,7 @@ def small_data():
 
 
 def small_run(folder, kill_at=None):
-    """200 steps of a small denoiser of pixels; optionally ended by SIGKILL."""
+    """120 steps of a small denoiser of pixels; optionally ended by SIGKILL."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     module = models.UNet2DModel(
@@ -56,11 +56,11 @@ def small_run(folder, kill_at=None):
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     small_run(tmp_path / "whole")
-    script = f"from test_training import *; small_run(Path({str(tmp_path / 'cut')!r}), kill_at=90)"
+    script = f"from test_training import *; small_run(Path({str(tmp_path / 'cut')!r}), kill_at=45)"
     command = [sys.executable, "-c", script]
     killed = subprocess.run(command, cwd=Path(__file__).parent, env={"PYTHONPATH": str(Path(__file__).parents[1])})
     assert killed.returncode == -signal.SIGKILL
-    assert torch.load(tmp_path / "cut/checkpoint.pt")["step"] == 80
+    assert torch.load(tmp_path / "cut/checkpoint.pt")["step"] == 40
     small_run(tmp_path / "cut")
     for name in ("checkpoint.pt", "early.pt"):
         whole, cut = (torch.load(tmp_path / run / name) for run in ("whole", "cut"))
@@ -70,7 +70,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "cut")]
     assert logs[0] == logs[1]
     rows = [json.loads(line) for line in logs[0].splitlines()]
-    assert [row["step"] for row in rows] == list(range(200))
+    assert [row["step"] for row in rows] == list(range(120))
     assert np.mean([row["loss"] for row in rows[-20:]]) < 0.8 * np.mean([row["loss"] for row in rows[:20]])
 
 
