@@ -33,7 +33,8 @@ PACKAGES = (
 AUTO = (
     f"openvino on a CPU for networks of at least {runtimes.LARGE / 1e6:.0f} M parameters, in bfloat16 where that "
     "pays and no dtype is named; on an NVIDIA GPU tensorrt or tensorrt_rtx where the cache has an engine of the "
-    "network, else compile for such networks; eager for small ones, on other devices, and for what only Python can run"
+    "network, else compile where such a network is ready in this process; eager for the rest, for small ones, on other "
+    "devices, and for what only Python can run"
 )
 
 

@@ -18,8 +18,9 @@ def test_auto_explains_itself(monkeypatch):
     assert resolve(opaque="hooks").reason == "hooks"
     cuda = torch.device("cuda")
     monkeypatch.setattr(RUNTIMES["compile"], "unavailable", lambda: None)
-    assert resolve(device=cuda).runtime.name == "compile"
-    assert resolve(device=cuda, parameters=10**6).runtime.name == "eager"
+    assert (resolve(device=cuda).runtime.name, resolve(device=cuda).faster.name) == ("eager", "compile")
+    assert "prepare(runtime='compile')" in resolve(device=cuda).reason
+    assert resolve(device=cuda, parameters=10**6)[::3] == (RUNTIMES["eager"], None)
     monkeypatch.setattr(RUNTIMES["compile"], "unavailable", lambda: "no triton")
     assert resolve(device=cuda).runtime.name == "eager"
     assert "no engine of it in the cache; no triton" in resolve(device=cuda).reason

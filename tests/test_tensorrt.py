@@ -253,15 +253,15 @@ def test_auto_takes_an_engine_that_is_there(monkeypatch):
     options = {"free": True, "parameters": 10**9, "opaque": None, "identity": identity}
     choose = lambda **more: runtimes.resolve("auto", GPU, torch.float16, **{**options, **more})  # noqa: E731
     monkeypatch.setattr(RUNTIMES["compile"], "unavailable", lambda: None)
-    assert choose().runtime.name == "compile"  # no GPU, so no engine
+    assert choose().faster.name == "compile"  # no GPU, so no engine
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setattr(RUNTIMES[name], "unavailable", lambda: None)
         monkeypatch.setattr(RUNTIMES[name], "refuses", lambda device, dtype: None)
         monkeypatch.setattr(RUNTIMES[name], "cached", lambda *args: False)
-    assert choose().runtime.name == "compile"
+    assert choose().faster.name == "compile"
     monkeypatch.setattr(RUNTIMES["tensorrt_rtx"], "cached", lambda *args: args == (identity, GPU, torch.float16))
     found = choose()
     assert (found.runtime.name, found.dtype) == ("tensorrt_rtx", torch.float16)
     assert "the cache has an engine of this network for cuda:0 in torch.float16" in found.reason
     assert choose(opaque="hooks").runtime.name == "eager"
-    assert choose(identity=None).runtime.name == "compile"
+    assert choose(identity=None).faster.name == "compile"

@@ -16,6 +16,7 @@ from invfast import runtimes
 from invfast.adapters.calibration import calibration
 from invfast.adapters.clone import as_it_is, own_dtype, private
 from invfast.adapters.conditioned import EMBEDS, Conditioned, alike
+from invfast.adapters.fused import fused
 from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
 from invfast.adapters.predictor import outside
 from invfast.adapters.session import alone, session
@@ -75,7 +76,7 @@ class Adapter(ABC):
         elsewhere = getattr(runtime, "target", None) is not None
         asked = _network_dtype(dtype, pipe.unet, self.device, elsewhere)
         parameters = sum(p.numel() for p in pipe.unet.parameters())
-        self.runtime, self.dtype, self.reason = runtimes.resolve(
+        self.runtime, self.dtype, self.reason, self._faster = runtimes.resolve(
             runtime,
             self.device,
             asked,
@@ -180,6 +181,10 @@ class Adapter(ABC):
             precomputed=self.precomputed,
             numerics=numerics(self.device),
         )
+        if self._faster is not None:
+            why = runtimes.worth_making(self._faster, example, spec, samples=(len(times) - 1) * len(example["x"]))
+            if why:
+                self.runtime, self.reason = self._faster, why
         if self.dtype == torch.int8:
             spec = replace(spec, calibration=calibration(self.pipe, example, self._described))
         network = runtimes.prepared(self.runtime, self._private_unet, example, spec)
@@ -205,7 +210,8 @@ class Adapter(ABC):
     def _private_unet(self) -> torch.nn.Module:
         dtype = self.runtime.weights_dtype(self.dtype) or own_dtype(self.pipe.unet)
         clone = private(self.pipe.unet, dtype, self.runtime.memory_format(self.device))
-        return reduced(clone, self.precomputed) if self.precomputed else clone
+        clone = reduced(clone, self.precomputed) if self.precomputed else clone
+        return fused(clone) if self.runtime.fuses(self.device) and not _opaque(clone) else clone
 
     def _precomputed(self, asked: Sequence[str] | None) -> tuple[str, ...]:
         if isinstance(asked, str):

@@ -85,6 +85,9 @@ class Runtime(Protocol):
     def memory_format(self, device: torch.device) -> torch.memory_format:
         """The layout it wants its convolution weights in."""
 
+    def fuses(self, device: torch.device) -> bool:
+        """Whether it gains from projections of one input made one (`adapters.fused`)."""
+
     def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         """The dtype `prepare` wants the module in, to compute in `dtype`; None where any will do."""
 
@@ -110,6 +113,9 @@ class Exporting:
 
     def memory_format(self, device: torch.device) -> torch.memory_format:
         return torch.preserve_format
+
+    def fuses(self, device: torch.device) -> bool:
+        return False
 
     def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         return None

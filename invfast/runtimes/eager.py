@@ -29,6 +29,9 @@ class Torch:
         # oneDNN's convolutions took 2.0 to 2.8 times as long from contiguous weights (bundled UNet, batches of 8, 16).
         return torch.channels_last if device.type == "cpu" else torch.preserve_format
 
+    def fuses(self, device: torch.device) -> bool:
+        return False
+
     def weights_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype
 

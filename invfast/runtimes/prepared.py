@@ -51,6 +51,14 @@ def prepared(
     return found if caller is None else caller()
 
 
+def ready(runtime: Runtime, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> bool:
+    """Whether `prepared` would find this network and have nothing to make."""
+    with _lock:
+        if not any(key[0] == runtime.name for key in _networks):
+            return False  # before the network is read for its identity
+    return _kept(_key(runtime, example_inputs, spec)) is not None
+
+
 def prepared_networks() -> Mapping[Key, Network]:
     """What is kept now."""
     with _lock:
