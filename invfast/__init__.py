@@ -9,5 +9,6 @@ from invfast.api import Reconstruction, invert, reconstruct
 from invfast.inversion import Inversion
 from invfast.preparation import prepare
 from invfast.schedule import Schedule
+from invfast.store import release
 
-__all__ = ["Inversion", "Reconstruction", "Schedule", "invert", "prepare", "reconstruct"]
+__all__ = ["Inversion", "Reconstruction", "Schedule", "invert", "prepare", "reconstruct", "release"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 BLOCK = 1 << 14
 """Words of eight bytes that share a sum: 128 KiB, which stay in a core's cache for the three passes over them."""
-
-
+CHUNK = 1 << 23
+"""Words that a device takes at once: 64 MiB."""
 FOLD = 29
 """By how much; no sign of one element of a word falls on another's."""
 
@@ -31,49 +31,82 @@ def checksums(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     Args:
         tensors: dense, of any dtype, on a CPU or a CUDA device; elsewhere they are copied to the CPU.
     """
-    whole, rest, sums = [], [], [[] for _ in tensors]
-    for j, tensor in enumerate(tensors):
-        bits = tensor.detach()
-        bits = (bits if bits.device.type in ("cpu", "cuda") else bits.cpu()).contiguous().reshape(-1).view(torch.uint8)
-        cut = len(bits) // (8 * BLOCK) * (8 * BLOCK)
-        whole += [(j, rows) for rows in [_words(bits[:cut]).view(-1, BLOCK)] if len(rows)]
-        rest += [(j, words) for words in [_words(bits[cut:])] if len(words)]
-    found = [(j, _sums(rows)) for j, rows in whole]
-    for device in {words.device for _, words in rest}:
-        here = [(j, words) for j, words in rest if words.device == device]
-        if device.type == "cpu":
-            found += [(j, _sums(words.unsqueeze(0))) for j, words in here]
-        else:  # a launch for all, in place of four for each
-            found += zip((j for j, _ in here), _sums(pad_sequence([w for _, w in here], True)).split(1), strict=True)
-    for device in {each.device for _, each in found}:
-        here = [(j, each) for j, each in found if each.device == device]
-        every = torch.cat([each for _, each in here]).cpu().split([len(each) for _, each in here])
-        for (j, _), each in zip(here, every, strict=True):
+    sums = [[] for _ in tensors]
+    words = [_words(tensor.detach()) for tensor in tensors]
+    for device in {each.device for each in words}:
+        here = [(j, each) for j, each in enumerate(words) if each.device == device and len(each)]
+        parts = list(_parts(here, on_cpu=device.type == "cpu"))
+        if not parts:
+            continue
+        owners = [owner for part, _ in parts for owner in part]
+        found = torch.cat([each for _, each in parts]).cpu().split([count for _, count in owners])
+        for (j, _), each in zip(owners, found, strict=True):
             sums[j].append(each.numpy().tobytes())
     return [b"".join(each) for each in sums]
 
 
-def _words(bits: torch.Tensor) -> torch.Tensor:
-    """Bytes (n,) as int64, filled up with zeros."""
-    missing = -len(bits) % 8
-    if missing:
-        bits = torch.nn.functional.pad(bits, (0, missing))
-    elif bits.storage_offset() % 8:
-        bits = bits.clone()  # a view at an odd offset cannot be read as words
-    return bits.view(torch.int64)
+Numbered = list[tuple[int, torch.Tensor]]
+Part = tuple[list[tuple[int, int]], torch.Tensor]
+"""Sums (n,), and before them whose they are: numbers of tensors, and how many are each one's."""
+
+
+def _parts(words: Numbered, on_cpu: bool) -> Iterator[Part]:
+    """The sums of one device's tensors, first of their whole blocks, then of what is left of each; none is waited for.
+
+    On a CPU a copy costs more than a call; elsewhere many tensors are copied side by side and a few launches serve all.
+    """
+    whole, rest = [], []
+    for j, each in words:
+        cut = len(each) // BLOCK * BLOCK
+        whole += [(j, each[:cut])] if cut else []
+        rest += [(j, each[cut:])] if cut < len(each) else []
+    if on_cpu:
+        for j, each in (*whole, *rest):
+            rows = each.view(-1, BLOCK) if len(each) >= BLOCK else each.unsqueeze(0)
+            yield [(j, len(rows))], _sums(rows)
+        return
+    for group in _groups(whole):
+        rows = torch.cat([each for _, each in group]) if len(group) > 1 else group[0][1]
+        yield [(j, len(each) // BLOCK) for j, each in group], _sums_at_once(rows.view(-1, BLOCK))
+    if rest:
+        yield [(j, 1) for j, _ in rest], _sums_at_once(pad_sequence([each for _, each in rest], batch_first=True))
+
+
+def _groups(whole: Numbered) -> Iterator[Numbered]:
+    """Tensors that are copied side by side, CHUNK words or one tensor at a time."""
+    group, size = [], 0
+    for j, words in whole:
+        if group and size + len(words) > CHUNK:
+            yield group
+            group, size = [], 0
+        group.append((j, words))
+        size += len(words)
+    if group:
+        yield group
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes as int64 (n,), filled up with zeros."""
+    x = tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
+    flat = x.contiguous().view(-1)
+    if x.nbytes % 8 == 0 and flat.storage_offset() * flat.itemsize % 8 == 0:
+        return flat.view(torch.int64)
+    bits = flat.view(torch.uint8)  # a view at an odd offset cannot be read as words
+    return torch.nn.functional.pad(bits, (0, -len(bits) % 8)).clone().view(torch.int64)
 
 
 def _sums(rows: torch.Tensor) -> torch.Tensor:
-    """(n,) int64 sums of rows (n, at most BLOCK), int64."""
-    if rows.device.type != "cpu":
-        return _sums_at_once(rows)
-    # numpy's loops over one block after the other are 3 times as fast as torch's over all.
+    """(n,) int64 sums of rows (n, at most BLOCK), int64, on a CPU.
+
+    numpy's loops over one block after the other are 3 times as fast as torch's over all.
+    """
     factors = _factors(rows.device)[: rows.shape[1]].numpy().view("uint64")
     sums = torch.empty(len(rows), dtype=torch.int64)
+    into = sums.numpy().view("uint64")
     for j, row in enumerate(rows.numpy().view("uint64")):
         folded = row >> FOLD
         folded ^= row
-        sums.numpy().view("uint64")[j] = folded.dot(factors)
+        into[j] = folded.dot(factors)
     return sums
 
 

@@ -17,6 +17,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from invfast.digests import checksums
 
@@ -48,6 +49,9 @@ _FUSED = {
 _SCALE_SAYS_IT = frozenset({"r", "lora_alpha", "lora_dropout"})
 """What of an adapter its scaling holds already, or only training reads."""
 
+_ALIKE = (str, Number, type(None), torch.dtype, torch.device, BuiltinFunctionType, type)
+"""Kinds of values that words hold, and that do not change in place."""
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -68,33 +72,92 @@ class Fingerprint:
     unreadable: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """All of a module but the values of its weights.
+
+    Args:
+        unreadable: why it cannot be read, or None.
+        letter: SHA-256 over names, classes and settings, to the letter.
+        settings: as in `Fingerprint`.
+        exact, weights: tensors by name, in the order their digests take them: all, and those it computes with.
+        lasts: whether it says all that decides what the module computes, and holds no memory but the module's own.
+    """
+
+    unreadable: str | None
+    letter: str = ""
+    settings: str = ""
+    exact: tuple[tuple[str, torch.Tensor], ...] = ()
+    weights: tuple[tuple[str, torch.Tensor], ...] = ()
+    lasts: bool = False
+
+    def fingerprint(self) -> Fingerprint:
+        """With the weights as they are now; at the speed of memory."""
+        if self.unreadable:
+            return Fingerprint(None, None, None, self.unreadable)
+        every = {id(each): each for _, each in (*self.exact, *self.weights)}
+        sums = dict(zip(every, checksums(list(every.values())), strict=True))
+        facts = {key: f"{each.dtype}|{tuple(each.shape)}|".encode() + sums[key] for key, each in every.items()}
+        exact, weights = (
+            _sha(f"{name}|".encode() + facts[id(each)] for name, each in tensors)
+            for tensors in (self.exact, self.weights)
+        )
+        return Fingerprint(_sha([self.letter.encode(), exact.encode()]), weights, self.settings)
+
+
 def fingerprint(module: torch.nn.Module) -> Fingerprint:
-    """The fingerprint of a module, from parameters, buffers and plain attributes; at the speed of memory.
+    """The fingerprint of a module, from parameters, buffers and plain attributes.
 
     It is taken on every call: version counters do not see writes through `.data`, which is how LoRA weights are merged.
     """
+    return outline(module).fingerprint()
+
+
+def outline(module: torch.nn.Module) -> Outline:
+    """What there is to say of a module before its weights are read."""
     why = unreadable(module)
     if why is None and any(each.device.type == "meta" for part in module.modules() for each in _held(part).values()):
         why = "has its weights offloaded"
     if why:
-        return Fingerprint(None, None, None, why)
+        return Outline(why)
     parts = list(_walk("", "", module))
-    every = {id(each): each for part in parts for held in (part.tensors, part.used) for each in held.values()}
-    sums = dict(zip(every, checksums(list(every.values())), strict=True))
-    facts = {key: f"{each.dtype}|{tuple(each.shape)}|".encode() + sums[key] for key, each in every.items()}
-
-    def tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
-        return _sha(f"{name}|".encode() + facts[id(each)] for name, each in sorted(named, key=lambda pair: pair[0]))
-
     meant = [part for part in parts if part.label is not None]
-    letter = _sha(f"{part.name}|{part.kind}|{sorted(part.settings.items())}".encode() for part in parts)
-    return Fingerprint(
-        exact=_sha(
-            [letter.encode(), tensors((f"{p.name}.{n}", x) for p in parts for n, x in p.tensors.items()).encode()]
-        ),
-        weights=tensors((f"{p.label}.{n}", x) for p in meant for n, x in p.used.items()),
+    borrowed = any(_fused(part) for part in module.modules())
+    return Outline(
+        None,
+        letter=_sha(f"{part.name}|{part.kind}|{sorted(part.settings.items())}".encode() for part in parts),
         settings=_sha(sorted(f"{part.label}|{part.meaning}".encode() for part in meant)),
+        exact=_ordered((f"{p.name}.{n}", x) for p in parts for n, x in p.tensors.items()),
+        weights=_ordered((f"{p.label}.{n}", x) for p in meant for n, x in p.used.items()),
+        lasts=not borrowed and all(_tells(key, x) for part in module.modules() for key, x in vars(part).items()),
     )
+
+
+def said(key: str, value: Any) -> str:
+    """A plain attribute of that name as words."""
+    return _said(value) if key == "processor" else _plain(value)
+
+
+def settled(key: str, value: Any) -> bool:
+    """Whether an attribute says the same for as long as it is the same object."""
+    if key in _OWN or isinstance(value, (*_ALIKE, torch.Tensor, FrozenDict)):
+        return True
+    return isinstance(value, tuple) and all(settled("", each) for each in value)
+
+
+def _tells(key: str, value: Any) -> bool:
+    """Whether words hold all of an attribute's value, which is copied with its module; a processor is not."""
+    if key in _OWN or key in _NO_EFFECT or isinstance(value, (*_ALIKE, torch.Tensor)):
+        return True
+    if isinstance(value, Mapping):
+        return all(_tells("", each) for each in value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(_tells("", each) for each in value)
+    return key == "processor" and _kind(value).startswith("diffusers.")
+
+
+def _ordered(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[tuple[str, torch.Tensor], ...]:
+    return tuple(sorted(named, key=lambda pair: pair[0]))
 
 
 def unreadable(module: torch.nn.Module) -> str | None:
@@ -210,7 +273,7 @@ def _setting(part: torch.nn.Module, key: str, value: Any) -> str:
         return repr([_said(hook) for hook in value.hooks.values() if type(hook).__name__ not in _MOVING] or None)
     if key == "forward" and ({"_hf_hook", "_diffusers_hook"} & set(vars(part)) or _is_its_own(part, value)):
         return "None"
-    return _said(value) if key == "processor" else _plain(value)
+    return said(key, value)
 
 
 def _is_its_own(part: torch.nn.Module, forward: Any) -> bool:
@@ -250,7 +313,7 @@ def _plain(value: Any) -> str:
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, functools.partial):
         return repr([_plain(value.func), _plain(value.args), _plain(value.keywords)])
-    if isinstance(value, torch.dtype):
+    if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
     return _kind(value)
 

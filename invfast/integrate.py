@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from invfast.schedule import Schedule, Step
+from invfast.schedule import Schedule
 
 if TYPE_CHECKING:
-    from invfast.methods.base import Predict, State, Stepper
-
-
-Take = Callable[[Step, "State"], "tuple[State, torch.Tensor | None]"]
+    from invfast.executors import Executor
+    from invfast.methods.base import State
 
 
 @dataclass(frozen=True)
@@ -54,28 +52,24 @@ class Run:
     seconds: float
 
 
-def integrate(
-    stepper: Stepper, state: State, predict: Predict, schedule: Schedule, hooks: Hooks, take: Take | None = None
-) -> Run:
-    """Takes every step of `stepper` from a state: "latents" (B, C, h, w), and what else the method kept.
-
-    `take` is how a step is taken where it is not by calling the stepper; it may reuse the state's memory.
+def integrate(take: Executor, state: State, schedule: Schedule, hooks: Hooks) -> Run:
+    """Takes every step of an executor's stepper from a state: "latents" (B, C, h, w), and what else the method kept.
 
     Raises:
         FloatingPointError: a latent became non-finite; names step, t, image and dtype. On the CPU at the step itself;
             elsewhere as soon as the device has reported it, at the latest at the end.
     """
-    begin, ordinary = time.perf_counter(), _ordinary()
+    begin, ordinary, stepper = time.perf_counter(), _ordinary(), take.stepper
     with torch.inference_mode():
         state = stepper.init(state)
-        finite = _FiniteCheck(state["latents"].device, predict.dtype, schedule, len(stepper.steps))
+        finite = _FiniteCheck(state["latents"].device, take.dtype, schedule, len(stepper.steps))
         steps, sums = schedule.on(state["latents"].device), []
         nodes = [_to_host(state["latents"])] if hooks.trajectory else []
         taken = 0
         for i in stepper.steps:
             if hooks.interrupted():
                 break
-            state, squares = take(steps[i], state) if take else stepper.step(steps[i], state, predict)
+            state, squares = take(steps[i], state)
             taken += 1
             if squares is not None:
                 sums.append(squares)

@@ -11,7 +11,6 @@ import torch
 from invfast.adapters import Adapter, Condition
 from invfast.ambient import numerics
 from invfast.digests import tensor_digest
-from invfast.fingerprint import fingerprint
 from invfast.methods import Method
 from invfast.schedule import Schedule
 
@@ -69,9 +68,7 @@ def requantised(made_with: Mapping[str, Any], model: Adapter) -> bool:
 
 def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:
     pipe, (positive, negative) = model.pipe, condition
-    found = {"network": model.fingerprint}
-    if isinstance(getattr(pipe, "vae", None), torch.nn.Module):
-        found["vae"] = fingerprint(pipe.vae)
+    found = model.fingerprints
     return {
         "betas": tensor_digest(getattr(pipe.scheduler, "alphas_cumprod", None)),
         **{f"{part}.{k}": getattr(of, k) for part, of in found.items() for k in ("weights", "settings", "unreadable")},

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from invfast import arguments, capture, ops
+from invfast import arguments, ops
 from invfast.adapters import Adapter, Condition, Prompts
 from invfast.adapters.conditioned import EMBEDS, alike
 from invfast.adapters.predictor import Predictor
 from invfast.ambient import numerics
+from invfast.executors import SHORTEST, Captured, Executor, Plain, cuda_graphs
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Stats
 from invfast.methods import Method, Problem
 from invfast.methods.base import State, Stepper
 from invfast.schedule import Schedule
+from invfast.store import READY, Made
 
 logger = logging.getLogger("invfast")
 
@@ -123,20 +126,14 @@ def run(
     grid = problem.schedule
     predict = model.predictor(state["latents"], grid.t, condition)
     check()
-    take = _captured(model, problem, stepper, predict, state, method, cuda_graph)
-    if take:
-        predict = take.predict
-    try:
+    with _executor(model, problem, stepper, predict, state, method, cuda_graph) as take:
         with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
-            found = integrate(stepper, state, predict, grid, replace(hooks, progress=bar.update), take)
-    except BaseException:
-        capture.release()  # what failed may have left a recording half done
-        raise
-    if take:
-        take.close()
+            found = integrate(take, state, grid, replace(hooks, progress=bar.update))
+        # Before the executor is handed back: another thread's run starts its counts anew.
+        counted = tuple(take.evaluations), take.samples
     stats = Stats(
-        evaluations=tuple(predict.evaluations),
-        samples=predict.samples,
+        evaluations=counted[0],
+        samples=counted[1],
         seconds=found.seconds,
         residual=found.residual,
         runtime=model.runtime.name,
@@ -144,12 +141,10 @@ def run(
         dtype=predict.dtype,
         device=str(model.device),
         kernels=problem.kernels.name,
-        cuda_graph=take is not None,
+        cuda_graph=take.captured,
         precomputed=model.precomputed,
         reached=reached(stepper, found.residual, predict.dtype),
     )
-    if take:
-        take.busy = False  # not before its predictor's counts are read: another thread's run starts them anew
     return found, stats
 
 
@@ -158,7 +153,7 @@ def reached(stepper: Stepper, residual: torch.Tensor | None, dtype: torch.dtype)
 
     Where one did not, the log says so.
     """
-    tolerance = getattr(stepper, "tolerance", None)
+    tolerance = stepper.tolerance
     if tolerance is None or residual is None:
         return None
     # The steps compared squares in the latents' dtype: what they took for below is, up to that dtype's rounding.
@@ -180,7 +175,8 @@ def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:
     return tuple(value.to(model.device, model.latent_dtype) for value in each)
 
 
-def _captured(
+@contextmanager
+def _executor(
     model: Adapter,
     problem: Problem,
     stepper: Stepper,
@@ -188,27 +184,33 @@ def _captured(
     state: State,
     method: Method,
     cuda_graph: bool | None,
-) -> capture.Captured | None:
-    """Steps as CUDA graphs where they can be and were not declined; those of an earlier call where nothing differs."""
+) -> Iterator[Executor]:
+    """What takes the steps: CUDA graphs where it can be and was not declined, those of an earlier call where nothing
+    differs.
+    """
     why = model.uncapturable
-    if why is None and all(len(phase) < 2 for phase in capture.same_work(stepper)):
-        why = f"{type(method).__name__} has no two steps on this grid that launch the same work"
+    if why is None and all(len(phase) < SHORTEST for phase in stepper.phases):
+        why = f"{type(method).__name__} has no {SHORTEST} steps on this grid that launch the same work"
     if cuda_graph and why:
         raise ValueError(f"cuda_graph=True is unavailable: {why}; pass None or False")
     if why or cuda_graph is False:
-        return None
+        yield Plain(stepper, predict)
+        return
 
-    def make() -> capture.Captured:
-        return capture.Captured(stepper, predict, problem.schedule, model.device, capture.cuda_graphs())
+    def make() -> Made:
+        made = Captured(stepper, predict, problem.schedule, model.device, cuda_graphs(model.device))
+        return Made(made, lambda: made.size, model.device, model.pipe.unet)
 
-    if not getattr(stepper, "reusable", False):
-        return make()
+    if not stepper.reusable or model.network.key is None:
+        yield make().value
+        return
     shapes = tuple((n, tuple(x.shape), x.dtype) for n, x in (*state.items(), *predict.static.items()))
     steps = stepper.steps  # ranges of one step are equal whichever way they go
     key = (
-        *(model.identity, model.addresses, model.runtime.name, model.dtype, model.device, model.precomputed, shapes),
+        *("graphs", *model.network.key, model.runtime.name, model.dtype, model.device, model.precomputed, shapes),
         numerics(model.device),
         *(problem.schedule.digest, problem.guidance_scale, problem.dtype, problem.kernels.name),
         *(type(stepper), repr(method), steps.start, steps.stop, steps.step),
     )
-    return capture.held(key, predict, make)
+    with READY.lend(key, make) as held:
+        yield held.begin(stepper, predict)

@@ -16,7 +16,7 @@ import pytest
 from exact import steps_as_exact_as_eagers
 from tiny import stable_diffusion
 
-from invfast import invert, prepare, runtimes
+from invfast import invert, prepare, release
 from invfast.runtimes.cache import MANIFEST, Cache, remember, remembered
 
 INPUTS = {"class": "Net", "runtime": "toy 1", "shape": [1, 2]}
@@ -161,7 +161,7 @@ def test_a_flipped_bit_of_a_networks_weights_is_noticed(tmp_path, peach, monkeyp
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 4
     weights.write_bytes(content)
-    runtimes.release()
+    release()
     call = partial(invert, stable_diffusion(), peach, method="ddim", num_inference_steps=2)
     steps_as_exact_as_eagers(partial(call, runtime="openvino"), partial(call, runtime="eager"))
     assert weights.read_bytes() != content

@@ -16,7 +16,7 @@ from test_cache import ABOUT, INPUTS, unusable, write
 from toy import distance
 from typer.testing import CliRunner
 
-from invfast import doctor, invert, prepare, runtimes
+from invfast import doctor, invert, prepare, release, runtimes
 from invfast.cli import app
 from invfast.runtimes import RUNTIMES, cache
 from invfast.runtimes.cache import Cache, remember, remembered
@@ -79,7 +79,7 @@ def spoilt(request, tmp_path, monkeypatch):
     monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "cache"))
     WAYS[request.param](tmp_path, monkeypatch)
     monkeypatch.setattr(runtimes, "LARGE", 0)
-    runtimes.release()
+    release()
 
 
 def test_auto_runs_eagerly_and_warns(spoilt, tiny, peach):
@@ -151,7 +151,7 @@ def test_auto_takes_what_a_full_disk_has(tiny, peach, monkeypatch, recwarn):
     prepare(tiny, height=64, width=64, runtime="openvino")
     monkeypatch.setattr(runtimes, "LARGE", 0)
     no_room(None, monkeypatch)
-    runtimes.release()
+    release()
     assert invert(tiny, peach, **QUICK, dtype="float32").stats.runtime == "openvino"
     assert not [each for each in recwarn if "INVFAST_CACHE" in str(each.message)]
 

@@ -4,15 +4,17 @@ import pytest
 import tiny
 import torch
 from diffusers import DDIMScheduler
-from recorded import record
+from recorded import Recorder
 from test_methods import TWINS, schedule
 from toy import noise_for, predictor
 
-from invfast import Schedule, capture, invert, reconstruct
+from invfast import Schedule, invert, reconstruct, release, run
 from invfast.adapters.base import Adapter
-from invfast.capture import Captured
+from invfast.executors import Captured, Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import DDIM, FixedPoint, Problem
+from invfast.methods.base import Stepper
+from invfast.store import READY
 
 
 def network(x, t, **_):
@@ -20,18 +22,15 @@ def network(x, t, **_):
     return 0.5 * x + 0.4 * torch.sin(2 * x + t / 200)
 
 
-def both(method, x, grid, *, late=False, **hooks):
-    """(plain, captured, their predictors), in float32, all images in every call."""
+def both(method, x, grid, **hooks):
+    """(plain, captured, their executors), in float32, all images in every call."""
     problem = Problem(grid, dtype=x.dtype, draw=lambda shape, seed: noise_for(shape, seed).to(x.dtype))
     runs = []
     for captured in (False, True):
         stepper = method.inverter(problem)
         predict = predictor(len(x), x.dtype, dynamic_batch=False, function=network)
-        take = Captured(stepper, predict, grid, "cpu", record, late) if captured else None
-        run = integrate(stepper, {"latents": x}, predict, grid, Hooks(**hooks), take)
-        if take:
-            take.close()
-        runs += [run, predict]
+        take = Captured(stepper, predict, grid, "cpu", Recorder()) if captured else Plain(stepper, predict)
+        runs += [integrate(take, {"latents": x}, grid, Hooks(**hooks)), take]
     return runs[0], runs[2], runs[1], runs[3]
 
 
@@ -59,27 +58,17 @@ def test_images_that_end_at_different_iterations(x0):
     same(plain, captured)
     assert counts.evaluations == recounted.evaluations
     assert len(set(counts.evaluations)) > 1
-    _, late, _, recounted = both(method, x, schedule(), late=True)
-    same(plain, late)
-    assert counts.evaluations == recounted.evaluations
-    assert recounted.samples > counts.samples  # the price of reading a flag late, counted
+    assert counts.samples == recounted.samples  # none after the last image is done
 
 
 def test_a_phase_is_recorded_once(x0):
-    made = []
-
-    def counted(warm_up, body):
-        made.append(1)
-        return record(warm_up, body)
-
     grid = schedule()
     for method, graphs in ((DDIM(), 1), (FixedPoint(2, warm_start="linear"), 1), (FixedPoint(9, tolerance=1e-3), 4)):
-        made.clear()
-        stepper = method.inverter(Problem(grid))
+        stepper, recorder = method.inverter(Problem(grid)), Recorder()
         predict = predictor(3, torch.float32, dynamic_batch=False, function=network)
-        take = Captured(stepper, predict, grid, "cpu", counted)
-        integrate(stepper, {"latents": x0.float()}, predict, grid, Hooks(), take)
-        assert len(made) == graphs
+        take = Captured(stepper, predict, grid, "cpu", recorder)
+        integrate(take, {"latents": x0.float()}, grid, Hooks())
+        assert len(recorder.made) == graphs
 
 
 def test_a_callback_keeps_what_it_saw_and_may_replace_it(x0):
@@ -114,8 +103,8 @@ def test_the_samplers(x0):
     found = []
     for captured in (False, True):
         predict = predictor(3, torch.float32, dynamic_batch=False, function=network)
-        take = Captured(stepper, predict, grid, "cpu", record) if captured else None
-        found.append(integrate(stepper, {"latents": x0.float()}, predict, grid, Hooks(), take).state["latents"])
+        take = Captured(stepper, predict, grid, "cpu", Recorder()) if captured else Plain(stepper, predict)
+        found.append(integrate(take, {"latents": x0.float()}, grid, Hooks()).state["latents"])
     assert torch.equal(*found)
 
 
@@ -124,13 +113,13 @@ def test_reading_the_device_while_recording_is_noticed(x0):
         def inverter(self, problem, start=0):
             inner = super().inverter(problem, start)
 
-            class Stepper:
+            class Reading(Stepper):
                 steps, keep, init = inner.steps, inner.keep, inner.init
 
                 def step(self, step, state, predict):
                     return inner.step(step, {"latents": state["latents"] * float(state["latents"].mean())}, predict)
 
-            return Stepper()
+            return Reading()
 
     with pytest.raises(AssertionError, match="reads from the device"):
         both(Reads(), x0.float(), schedule())
@@ -139,16 +128,12 @@ def test_reading_the_device_while_recording_is_noticed(x0):
 @pytest.fixture
 def graphs(monkeypatch):
     """Pipelines on the CPU captured through the stand-in; yields a list that grows by one a recording."""
-    made = []
-
-    def counted(warm_up, body):
-        made.append(1)
-        return record(warm_up, body)
-
-    monkeypatch.setattr(capture, "cuda_graphs", lambda: counted)
+    recorder = Recorder()
+    monkeypatch.setattr(run, "cuda_graphs", lambda device: recorder)
     monkeypatch.setattr(Adapter, "uncapturable", None)
-    yield made
-    capture.release()
+    release()
+    yield recorder.made
+    release()
 
 
 @pytest.mark.parametrize(
@@ -187,23 +172,26 @@ def test_what_shapes_a_graph_makes_a_new_one(graphs):
     assert not recorded()[1]
     for changes in ({"num_inference_steps": 5}, {"x": x.repeat(2, 1, 1, 1)}, {"precompute": ()}, {"dtype": "bfloat16"}):
         assert recorded(**changes)[1], changes
-    assert recorded()[1]  # two are kept, and this was not among them
+    assert not recorded()[1]  # those of all were kept
     first = recorded()[0].latents
     with torch.no_grad():
         pipe.unet.conv_out.weight.mul_(2)
     changed, new = recorded()
     assert new
     assert not torch.equal(changed.latents, first)
-    assert len(capture._held) == capture.HELD
 
 
 def test_a_run_that_failed_leaves_no_graph(graphs):
     pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
     invert(pipe, x, num_inference_steps=4, runtime="eager")
-    assert capture._held
+    assert kept()
     with pytest.raises(RuntimeError, match="mine"):
         invert(pipe, x, num_inference_steps=4, runtime="eager", callback_on_step_end=fail)
-    assert not capture._held
+    assert not kept()
+
+
+def kept():
+    return [key for key in READY.contents() if key[0] == "graphs"]
 
 
 def fail(pipe, step, t, tensors):
@@ -266,6 +254,6 @@ def test_what_cannot_be_captured_says_so(graphs):
     pipe, x = tiny.stable_diffusion(), torch.zeros(1, 4, 8, 8) + 0.5
     one = {"method": "ddim", "num_inference_steps": 1, "runtime": "eager"}
     assert not invert(pipe, x, **one).stats.cuda_graph
-    with pytest.raises(ValueError, match="DDIM has no two steps on this grid that launch the same work"):
+    with pytest.raises(ValueError, match="DDIM has no 3 steps on this grid that launch the same work"):
         invert(pipe, x, cuda_graph=True, **one)
     assert not graphs

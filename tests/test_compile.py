@@ -11,7 +11,7 @@ import torch
 from exact import as_exact_as_eager
 from test_runtimes import ready
 
-from invfast import invert, runtimes
+from invfast import invert, release, runtimes
 from invfast.adapters.clone import private
 from invfast.adapters.fused import fused
 from invfast.adapters.precompute import PARTS, Precomputed, reduced
@@ -23,7 +23,7 @@ from invfast.runtimes.eager import Eager
 def test_compile_is_one_graph_that_is_never_compiled_again(tiny, peach):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    runtimes.release()
+    release()
     invert(tiny, peach, num_inference_steps=50, runtime="compile")
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
@@ -74,9 +74,9 @@ def slow(monkeypatch):
         original(name, *given, **named)._replace(faster=runtime) if name == "auto" else original(name, *given, **named)
     )
     monkeypatch.setattr(runtimes, "resolve", auto)
-    runtimes.release()
+    release()
     yield runtime
-    runtimes.release()
+    release()
 
 
 def test_auto_takes_what_is_ready_and_makes_nothing(slow, tiny):
@@ -92,7 +92,7 @@ def test_auto_takes_what_is_ready_and_makes_nothing(slow, tiny):
     assert find(torch.randn(2, 4, 8, 8)).runtime == "eager"
     assert find(x, guidance_scale=2.0).runtime == "eager"
     assert slow.made == 1
-    runtimes.release()
+    release()
     assert (find(x).runtime, slow.made) == ("eager", 1)
 
 

@@ -9,7 +9,7 @@ from test_methods import TWINS, schedule
 from toy import distance, noise_for, predictor
 
 from invfast import demo, invert, ops, reconstruct
-from invfast.capture import Captured, cuda_graphs
+from invfast.executors import Captured, Plain, cuda_graphs
 from invfast.integrate import Hooks, integrate
 from invfast.methods import FixedPoint, Problem
 
@@ -87,8 +87,9 @@ def test_captured_steps_are_plain_ones(kernels, name, x0):
         x, draw = x0.to("cuda", dtype), lambda shape, seed, dtype=dtype: noise_for(shape, seed).to("cuda", dtype)
         stepper = TWINS[name][0].inverter(Problem(grid, 1.0, "cuda", dtype, draw, kernels))
         predict = predictor(len(x), dtype, dynamic_batch=False, function=network)
-        take = Captured(stepper, predict, grid, "cuda", cuda_graphs()) if captured else None
-        found.append(integrate(stepper, {"latents": x}, predict, grid, Hooks(), take).state["latents"])
+        device = torch.device("cuda", torch.cuda.current_device())
+        take = Captured(stepper, predict, grid, device, cuda_graphs(device)) if captured else Plain(stepper, predict)
+        found.append(integrate(take, {"latents": x}, grid, Hooks()).state["latents"])
     as_exact_as_eager(*found)
 
 

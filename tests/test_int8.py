@@ -12,7 +12,7 @@ from exact import as_exact_as_eager, steps
 from tiny import stable_diffusion
 from toy import distance
 
-from invfast import Inversion, invert, metrics, reconstruct, runtimes
+from invfast import Inversion, invert, metrics, reconstruct, release
 from invfast.adapters import StableDiffusion, calibration
 from invfast.runtimes import RUNTIMES, Spec, convert
 from invfast.runtimes.cache import Cache
@@ -80,7 +80,7 @@ def test_what_is_gone_is_made_again_the_same(tiny, peach):
     (mine,) = [key for key, entry in entries().items() if entry.inputs["int8"]["shape"] == [4, 8, 8]]
     first = reconstruct(tiny, there, output_type="latent", runtime="openvino", dtype="int8")
     Cache().remove(mine)
-    runtimes.release()
+    release()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         back = reconstruct(tiny, there, output_type="latent", runtime="openvino", dtype="int8")

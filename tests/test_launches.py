@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy import noise_for
 
+from invfast.executors import Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import METHODS, FixedPoint, Problem
 from invfast.ops.registry import checked, register
@@ -57,7 +58,7 @@ def test_at_most_two_launches_an_evaluation(name, x0):
         marks.append((len(mode.found), mode.evaluations))
 
     with mode:  # marks lie before each step, so that what the loop itself does behind a step counts
-        integrate(stepper, {"latents": x0.float()}, predict, grid, Hooks(interrupted=mark))
+        integrate(Plain(stepper, predict), {"latents": x0.float()}, grid, Hooks(interrupted=mark))
     for (launches, evaluations), (then, so_many) in pairwise(marks):
         assert then - launches <= limit * (so_many - evaluations)
     within = mode.found[marks[0][0] : marks[-1][0]]

@@ -9,6 +9,7 @@ from tiny import SD
 from toy import distance, noise_for, predictor, rewritten, run, sample
 
 from invfast import Schedule, rows
+from invfast.executors import Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import BDIA, DDIM, EDICT, OBELM, FixedPoint, ForwardStart, NoiseMaps, Problem
 
@@ -114,7 +115,9 @@ def test_noise_that_float32_rounds_away_is_none(clean, eta, x0):
     found = run(method, grid, x).state
     assert found["maps"].abs().max() < 1e3
     problem = Problem(grid, dtype=x.dtype, draw=lambda shape, seed: noise_for(shape, seed).to(x.dtype))
-    back = integrate(method.sampler(problem, 2), found, predictor(len(x), x.dtype), grid, Hooks()).state["latents"]
+    back = integrate(Plain(method.sampler(problem, 2), predictor(len(x), x.dtype)), found, grid, Hooks()).state[
+        "latents"
+    ]
     assert distance(back, x) < 1e-5
 
 

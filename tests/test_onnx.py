@@ -13,7 +13,7 @@ from test_runtimes import NETWORKS, evaluations_are_eagers, inversions_are_eager
 from tiny import stable_diffusion
 from toy import distance
 
-from invfast import invert, runtimes
+from invfast import invert, release, runtimes
 from invfast.fingerprint import fingerprint
 from invfast.methods import FixedPoint
 from invfast.runtimes import RUNTIMES, Spec, convert, onnx
@@ -149,7 +149,7 @@ def test_the_module_cannot_do_what_the_device_needs(names, message, monkeypatch)
 
 
 def test_a_provider_that_does_not_load_is_no_silent_fallback(tiny, peach, monkeypatch):
-    runtimes.release()
+    release()
     real = onnxruntime.InferenceSession
 
     class Fallen:

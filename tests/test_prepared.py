@@ -1,6 +1,5 @@
 """Networks that are kept for later calls: made once, by one thread, and of use to all."""
 
-import sys
 import threading
 from functools import partial
 
@@ -8,11 +7,11 @@ import pytest
 import torch
 from together import THREADS, WAIT, Meeting, together
 
-from invfast import runtimes
+from invfast import release, runtimes
 from invfast.runtimes import Spec
+from invfast.store import READY
 
 CPU = torch.device("cpu")
-KEPT = sys.modules["invfast.runtimes.prepared"].KEPT
 
 
 class Toy:
@@ -31,9 +30,9 @@ def toy(runtime, name):
 
 @pytest.fixture
 def empty():
-    runtimes.release()
+    release()
     yield
-    runtimes.release()
+    release()
 
 
 def test_a_network_is_made_once(empty):
@@ -49,7 +48,7 @@ def test_a_network_is_made_once(empty):
     assert len(set(map(id, found))) == 1
 
 
-def test_networks_that_differ_are_made_side_by_side_and_no_more_are_kept_than_said(empty):
+def test_networks_that_differ_are_made_side_by_side(empty):
     meeting = Meeting(THREADS, WAIT)  # all of them must come
 
     def prepare(name):
@@ -59,7 +58,7 @@ def test_networks_that_differ_are_made_side_by_side_and_no_more_are_kept_than_sa
     found = together(*(partial(toy, Toy(prepare), name) for name in range(THREADS)))
     assert meeting.most == THREADS
     assert len(set(map(id, found))) == THREADS
-    assert len(runtimes.prepared_networks()) == KEPT
+    assert set(map(id, READY.contents().values())) == set(map(id, found))
 
 
 def test_what_is_ready_waits_for_nothing(empty):
@@ -77,7 +76,7 @@ def test_what_is_ready_waits_for_nothing(empty):
     def other():
         assert begun.wait(WAIT)
         try:
-            return toy(runtime, "ready"), dict(runtimes.prepared_networks())
+            return toy(runtime, "ready"), READY.contents()
         finally:
             end.set()
 
@@ -115,7 +114,7 @@ def test_a_network_outlives_its_place(empty):
             if name == "first" and not made:
                 made.append(name)
                 together(*(partial(toy, runtime, other) for other in ("second", "third")))
-                runtimes.release()
+                release()
             return x + 1
 
         return network
@@ -123,4 +122,4 @@ def test_a_network_outlives_its_place(empty):
     runtime = Toy(prepare)
     first = toy(runtime, "first")
     assert torch.equal(first(torch.ones(1)), torch.full((1,), 2.0))
-    assert not runtimes.prepared_networks()
+    assert not READY.contents()

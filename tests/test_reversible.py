@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from recorded import record
+from recorded import Recorder
 from tiny import QUICK
 from toy import distance, grid, network, noise_for, predictor, rewritten, run
 
 from invfast import Inversion, Schedule, invert, reconstruct
 from invfast.adapters.predictor import Predictor
-from invfast.capture import Captured
+from invfast.executors import Captured, Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import BDIA, DDIM, EDICT, OBELM, ForwardStart, NoiseMaps, Problem
 from invfast.reference import ddim, noise_maps, reversible
@@ -37,7 +37,7 @@ def back(method, nodes, state, node=None, predict=None, scale=1.0, take=None):
     x = state["latents"]
     stepper = method.sampler(Problem(nodes, scale, dtype=x.dtype), nodes.num_steps if node is None else node)
     predict = predict or predictor(len(x), x.dtype)
-    return integrate(stepper, state, predict, nodes, Hooks(), take and take(stepper, predict)).state["latents"]
+    return integrate((take or Plain)(stepper, predict), state, nodes, Hooks()).state["latents"]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 50])
@@ -76,7 +76,7 @@ def test_behind_a_jump_the_way_back_reaches_its_latent(method, x0):
     found = run(jumped, nodes, x0, trajectory=True)
     stepper = jumped.sampler(Problem(nodes, dtype=x0.dtype), nodes.num_steps)
     stepper.steps = range(nodes.num_steps - 1, 2, -1)
-    landed = integrate(stepper, kept(jumped, nodes, found), predictor(3), nodes, Hooks()).state["latents"]
+    landed = integrate(Plain(stepper, predictor(3)), kept(jumped, nodes, found), nodes, Hooks()).state["latents"]
     assert distance(landed, found.trajectory[0]) < 1e-10
     assert back(jumped, nodes, kept(jumped, nodes, found)).isfinite().all()
     none = run(jumped, nodes, x0, interrupted=lambda: True)
@@ -180,7 +180,7 @@ def guided(batched=False, calls=None):
 def test_the_way_back_is_exact_under_guidance(method, x0):
     nodes = schedule()
     problem = Problem(nodes, 3.0, dtype=x0.dtype, draw=lambda shape, seed: noise_for(shape, seed).double())
-    found = integrate(method.inverter(problem), {"latents": x0}, guided(), nodes, Hooks())
+    found = integrate(Plain(method.inverter(problem), guided()), {"latents": x0}, nodes, Hooks())
     state = kept(method, nodes, found)
     assert distance(back(method, nodes, state, predict=guided(), scale=3.0), x0) < 1e-10
     assert distance(back(method, nodes, state), x0) > 1e-2
@@ -196,7 +196,7 @@ def test_many_times_in_one_call(chunk, x0):
         calls = []
         predict = guided(batched, calls)
         stepper = NoiseMaps(chunk=chunk).inverter(problem)
-        states.append(integrate(stepper, {"latents": x0}, predict, nodes, Hooks()).state)
+        states.append(integrate(Plain(stepper, predict), {"latents": x0}, nodes, Hooks()).state)
         assert predict.evaluations == [12] * 3
         assert predict.samples == sum(calls) == 2 * 3 * 12
         assert max(calls) == (6 * min(12, max(1, chunk // 3)) if batched else 6)
@@ -234,7 +234,7 @@ def test_captured_samplers_are_plain_bit_for_bit(method, x0):
     state = kept(method, nodes, run(method, nodes, x0.float()))
 
     def captured(stepper, predict):
-        return Captured(stepper, predict, nodes, "cpu", record)
+        return Captured(stepper, predict, nodes, "cpu", Recorder())
 
     found = [
         back(method, nodes, state, predict=predictor(3, torch.float32, function=on_device), take=take)

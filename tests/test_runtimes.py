@@ -13,13 +13,14 @@ from tiny import SD, SDXL, stable_diffusion
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import distance
 
-from invfast import demo, invert, prepare, reconstruct, runtimes
+from invfast import demo, invert, prepare, reconstruct, release, runtimes
 from invfast.adapters.clone import private
 from invfast.fingerprint import fingerprint
 from invfast.methods import METHODS, FixedPoint, Problem
 from invfast.runtimes import RUNTIMES, Spec
 from invfast.runtimes.split import split
 from invfast.schedule import Schedule
+from invfast.store import READY
 
 TIMES = (1, 501, 981)
 EXPORTING = ["openvino", pytest.param("compile", marks=pytest.mark.slow)]
@@ -235,13 +236,13 @@ def test_split_is_any_batch(rows):
 
 def test_prepare_then_invert(peach, caplog):
     pipe = stable_diffusion()
-    runtimes.release()
+    release()
     found = prepare(pipe, height=64, width=64, runtime="openvino")
     assert (found.runtime, found.dtype, found.reason) == ("openvino", torch.float32, "asked for by name")
-    kept = dict(runtimes.prepared_networks())
+    kept = READY.contents()
     invert(pipe, peach, num_inference_steps=1, runtime="openvino")
-    assert dict(runtimes.prepared_networks()) == kept  # the same one
-    assert len(kept) == 1
+    assert [key for key in kept if key[0] == "network"] == [key for key in READY.contents() if key[0] == "network"]
+    assert all(READY.contents()[key] is value for key, value in kept.items())  # the same ones
 
 
 def test_a_network_that_shares_weights_is_theirs_alone():
@@ -255,12 +256,12 @@ def test_a_network_that_shares_weights_is_theirs_alone():
         spec = Spec(torch.device("cpu"), torch.float32, lambda: "same", **changes)
         return runtimes.prepared(runtime, lambda: torch.nn.Linear(1, 1), {"x": torch.zeros(1, 1)}, spec)
 
-    runtimes.release()
-    first = prepared(Sharing(), addresses=lambda: (1,))
-    assert prepared(Sharing(), addresses=lambda: (1,)) is first
-    assert prepared(Sharing(), addresses=lambda: (2,)) is not first
-    assert prepared(Sharing(), addresses=lambda: (1,), precomputed=("prompt",)) is not first
-    runtimes.release()
+    release()
+    first = prepared(Sharing(), addresses=lambda: ((1,),))
+    assert prepared(Sharing(), addresses=lambda: ((1,),)) is first
+    assert prepared(Sharing(), addresses=lambda: ((2,),)) is not first
+    assert prepared(Sharing(), addresses=lambda: ((1,),), precomputed=("prompt",)) is not first
+    release()
 
 
 class Forbidden(TorchDispatchMode):

@@ -2,20 +2,22 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from recorded import record
+from recorded import Recorder
 from test_runtimes import ready
 from tiny import stable_diffusion
 from together import THREADS, together
 
-from invfast import capture, invert, reconstruct, runtimes
+from invfast import invert, reconstruct, release, run, runtimes
 from invfast.adapters.base import Adapter
 from invfast.methods import FixedPoint
 from invfast.runtimes import RUNTIMES, Spec
+from invfast.store import Store
 
 CPU = torch.device("cpu")
 TEXTS = ["noto peach", "", "photo cat photo cat photo cat", "noto red apple"]
@@ -41,7 +43,7 @@ def same(found, wanted):
 @pytest.mark.parametrize("runtime", ["eager", "openvino", pytest.param("onnxruntime", marks=pytest.mark.timeout(900))])
 def test_one_pipeline_serves_several_callers(runtime, eager_switching):
     pipe = stable_diffusion()
-    runtimes.release()
+    release()
     method = "anderson" if runtime == "eager" else "ddim"
     found = together(*(partial(there_and_back, pipe, j, runtime, method) for j in range(THREADS)))
     for j, each in enumerate(found):
@@ -111,7 +113,7 @@ class Scaled(torch.nn.Module):
 
 @pytest.mark.skipif(RUNTIMES["compile"].unavailable() is not None, reason="torch.compile cannot run here")
 def test_first_calls_of_compiled_networks():
-    runtimes.release()
+    release()
     torch._dynamo.utils.counters.clear()
     modules, x, t = [Scaled(0.5), Scaled(1.5)], torch.linspace(0, 1, 4).reshape(1, 4), torch.tensor(1)
 
@@ -124,7 +126,7 @@ def test_first_calls_of_compiled_networks():
     for j in range(THREADS):
         assert same(found[j], [modules[j % 2](x + k, t)[0] for k in range(20)])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
-    runtimes.release()
+    release()
 
 
 # Graphs that are kept
@@ -133,11 +135,11 @@ def test_first_calls_of_compiled_networks():
 @pytest.fixture
 def graphs(monkeypatch):
     """Pipelines on the CPU captured through a stand-in."""
-    monkeypatch.setattr(capture, "cuda_graphs", lambda: record)
+    monkeypatch.setattr(run, "cuda_graphs", lambda device: Recorder())
     monkeypatch.setattr(Adapter, "uncapturable", None)
-    capture.release()
+    release()
     yield
-    capture.release()
+    release()
 
 
 def test_graphs_are_one_runs_at_a_time(graphs):
@@ -154,20 +156,22 @@ def test_graphs_are_one_runs_at_a_time(graphs):
 def test_counts_are_read_before_the_graphs_are_anothers(graphs, monkeypatch):
     pipe = stable_diffusion()
 
-    def run(j, **options):
+    def run_of(j, **options):
         method = FixedPoint(6, "anderson", tolerance=3e-3)
         return invert(pipe, noise(j) * (1 + 3 * j), method=method, num_inference_steps=3, runtime="eager", **options)
 
-    wanted = run(0).stats
-    assert wanted.evaluations != run(1).stats.evaluations
-    real, others = capture.Captured.close, []
+    wanted = run_of(0).stats
+    assert wanted.evaluations != run_of(1).stats.evaluations
+    real, others = Store.lend, []
 
-    def close(self):
-        real(self)
+    @contextmanager
+    def lend(self, key, make):
+        with real(self, key, make) as held:
+            yield held
         if not others:
             others.append(None)
-            together(lambda: run(1))
+            together(lambda: run_of(1))
 
-    monkeypatch.setattr(capture.Captured, "close", close)
-    found = run(0).stats
+    monkeypatch.setattr(Store, "lend", lend)
+    found = run_of(0).stats
     assert (found.evaluations, found.samples) == (wanted.evaluations, wanted.samples)

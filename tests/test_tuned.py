@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from recorded import record
+from recorded import Recorder
 from toy import distance, grid
 
 from invfast import Schedule
 from invfast.adapters.conditioned import EMBEDS, Conditioned
-from invfast.capture import Captured
+from invfast.executors import Captured, Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import (
     DDIM,
@@ -58,12 +58,12 @@ def inverted(method, nodes, x, embeds):
     """Both passes, as `invert` takes them: x_T and what is kept."""
     problem, predict = setting(nodes, x, embeds, 1.0)
     stepper = method.inverter(problem)
-    run = integrate(stepper, {"latents": x}, predict, nodes, Hooks())
+    run = integrate(Plain(stepper, predict), {"latents": x}, nodes, Hooks())
     kept = {name: run.state[name] for name in stepper.keep}
     problem, predict = setting(nodes, x, embeds, method.guidance_scale)
     refiner = method.refiner(problem, nodes.num_steps)
     if refiner:
-        refined = integrate(refiner, run.state, predict, nodes, Hooks()).state
+        refined = integrate(Plain(refiner, predict), run.state, nodes, Hooks()).state
         kept = {name: refined[name] for name in refiner.keep}
         kept["x_0"] = refined["latents"]
     return run.state["latents"], kept, predict
@@ -72,7 +72,7 @@ def inverted(method, nodes, x, embeds):
 def sampled(method, nodes, x, kept, embeds, scale=None):
     problem, predict = setting(nodes, x, embeds, scale or method.guidance_scale)
     stepper = method.sampler(problem, nodes.num_steps)
-    return integrate(stepper, {"latents": x, **kept}, predict, nodes, Hooks()).state["latents"]
+    return integrate(Plain(stepper, predict), {"latents": x, **kept}, nodes, Hooks()).state["latents"]
 
 
 TUNED = {
@@ -112,7 +112,7 @@ def test_tuning_brings_guided_sampling_back(name, x0):
     x0, embeds = 0.3 * x0, embeddings(3, torch.float64)
     x, kept, _ = inverted(method, nodes, x0, embeds)
     problem, predict = setting(nodes, x, embeds, method.guidance_scale)
-    plain = integrate(DDIM().sampler(problem, 20), {"latents": x}, predict, nodes, Hooks()).state["latents"]
+    plain = integrate(Plain(DDIM().sampler(problem, 20), predict), {"latents": x}, nodes, Hooks()).state["latents"]
     assert distance(sampled(method, nodes, x, kept, embeds), x0) < 0.5 * distance(plain, x0)
 
 
@@ -152,7 +152,7 @@ def test_negative_prompt_samples_as_without_guidance(prediction, x0):
     target = (embeds[0] + 0.1, embeds[1])  # an edit still starts from the source's embedding
     edited = sampled(NegativePrompt(), nodes, x, kept, target)
     problem, predict = setting(nodes, x, (target[0], embeds[0]), 7.5)
-    plain = integrate(DDIM().sampler(problem, 6), {"latents": x}, predict, nodes, Hooks()).state["latents"]
+    plain = integrate(Plain(DDIM().sampler(problem, 6), predict), {"latents": x}, nodes, Hooks()).state["latents"]
     assert distance(edited, plain) < 1e-12
 
 
@@ -168,7 +168,7 @@ def test_direct_returns_to_the_image_and_leaves_edits_to_the_network(x0):
     both = sampled(method, nodes, torch.cat([x, x]), kept, twice)
     assert distance(both[:3], x0) < 1e-14
     problem, predict = setting(nodes, x, tuple(e + 0.2 for e in embeds), 7.5)
-    plain = integrate(DDIM().sampler(problem, 6), {"latents": x}, predict, nodes, Hooks()).state["latents"]
+    plain = integrate(Plain(DDIM().sampler(problem, 6), predict), {"latents": x}, nodes, Hooks()).state["latents"]
     assert distance(both[3:], plain) < 1e-12
 
 
@@ -194,11 +194,8 @@ def test_captured_is_plain_bit_for_bit(method, x0):
         for captured in (False, True):
             problem, predict = setting(nodes, x0, embeds, scale)
             stepper = make(problem)
-            take = Captured(stepper, predict, nodes, "cpu", record) if captured else None
-            run = integrate(stepper, state, predict, nodes, Hooks(), take)
-            if take:
-                take.close()
-            found.append((run.state, predict))
+            take = Captured(stepper, predict, nodes, "cpu", Recorder()) if captured else Plain(stepper, predict)
+            found.append((integrate(take, state, nodes, Hooks()).state, take))
         assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
         assert found[0][1].evaluations == found[1][1].evaluations
 

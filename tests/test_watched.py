@@ -152,7 +152,7 @@ def test_what_they_see_can_be_differentiated_further(way, three):
 
 def call(captured, callback, names=("latents",), method="ddim", x=None, **settings):
     x = torch.zeros(2, 4, 8, 8) + 0.5 if x is None else x
-    settings = {"num_inference_steps": 3, "runtime": "eager", "cuda_graph": None if captured else False, **settings}
+    settings = {"num_inference_steps": 5, "runtime": "eager", "cuda_graph": None if captured else False, **settings}
     return invert(
         stable_diffusion(),
         x,
@@ -247,7 +247,7 @@ def test_callbacks_run_outside_inference_mode(around, captured, graphs):  # noqa
     with AROUND[around]():
         found = call(captured, callback)
         assert torch.is_inference_mode_enabled() == (around == "inference_mode")
-    assert len(seen) == 3
+    assert len(seen) == 5
     assert not found.latents.requires_grad
 
 

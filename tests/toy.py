@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from invfast.adapters.predictor import Predictor
+from invfast.executors import Plain
 from invfast.integrate import Hooks, Run, integrate
 from invfast.methods import Method, Problem
 from invfast.schedule import Schedule
@@ -45,14 +46,14 @@ def run(method: Method, schedule: Schedule, x: torch.Tensor, predict: Predictor 
     """Inverts x with the toy network in x's dtype."""
     predict = predictor(len(x), x.dtype) if predict is None else predict
     problem = Problem(schedule, dtype=x.dtype, draw=lambda shape, seed: noise_for(shape, seed).to(x.dtype))
-    return integrate(method.inverter(problem), {"latents": x}, predict, schedule, Hooks(**hooks))
+    return integrate(Plain(method.inverter(problem), predict), {"latents": x}, schedule, Hooks(**hooks))
 
 
 def sample(method: Method, schedule: Schedule, x: torch.Tensor, function=network) -> torch.Tensor:
     """Samples from x with the toy network."""
     stepper = method.sampler(Problem(schedule, dtype=x.dtype), schedule.num_steps)
     predict = predictor(len(x), x.dtype, function=function)
-    return integrate(stepper, {"latents": x}, predict, schedule, Hooks()).state["latents"]
+    return integrate(Plain(stepper, predict), {"latents": x}, schedule, Hooks()).state["latents"]
 
 
 def grid(schedule: Schedule) -> list[tuple[int, float, float]]:

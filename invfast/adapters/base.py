@@ -7,21 +7,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 
 from invfast import runtimes
 from invfast.adapters.calibration import calibration
-from invfast.adapters.clone import as_it_is, own_dtype, private
+from invfast.adapters.clone import private
 from invfast.adapters.conditioned import EMBEDS, Conditioned, alike
 from invfast.adapters.fused import fused
-from invfast.adapters.precompute import PARTS, Precomputed, reduced, refusals
+from invfast.adapters.precompute import PARTS, TIMES, Precomputed, TimeTable, reduced, refusals
 from invfast.adapters.predictor import outside
+from invfast.adapters.reading import Reading
 from invfast.adapters.session import alone, session
 from invfast.ambient import numerics
-from invfast.fingerprint import Fingerprint, fingerprint
+from invfast.fingerprint import Fingerprint
+from invfast.store import READY, Made
 from invfast.warned import warn
 
 DTYPES = {
@@ -74,14 +75,13 @@ class Adapter(ABC):
         self.pipe = pipe
         self.device = torch.device(pipe._execution_device)
         elsewhere = getattr(runtime, "target", None) is not None
-        asked = _network_dtype(dtype, pipe.unet, self.device, elsewhere)
-        parameters = sum(p.numel() for p in pipe.unet.parameters())
+        asked = _network_dtype(dtype, self.network, self.device, elsewhere)
         self.runtime, self.dtype, self.reason, self._faster = runtimes.resolve(
             runtime,
             self.device,
             asked,
             free=dtype is None,
-            parameters=parameters,
+            parameters=self.network.parameters,
             opaque=opaque or self.opaque,
             identity=lambda: self.identity,
         )
@@ -118,14 +118,19 @@ class Adapter(ABC):
             yield self
 
     @cached_property
+    def network(self) -> Reading:
+        """What the network is, read once a call."""
+        return Reading(self.pipe.unet)
+
+    @property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Of the parts that shape a result, by what they are called in its provenance."""
+        return {"network": self.network.fingerprint}
+
+    @property
     def opaque(self) -> str | None:
         """Why the network must run as it is, and may be looked into; None where it may be exported."""
-        return _opaque(self.pipe.unet)
-
-    @cached_property
-    def fingerprint(self) -> Fingerprint:
-        """What the network is."""
-        return fingerprint(self.pipe.unet)
+        return self.network.opaque
 
     @property
     def identity(self) -> str:
@@ -134,14 +139,10 @@ class Adapter(ABC):
         Raises:
             ValueError: it cannot be read.
         """
-        if self.fingerprint.exact is None:
-            raise ValueError(f"{type(self.pipe.unet).__name__} {self.fingerprint.unreadable}; take runtime='eager'")
-        return self.fingerprint.exact
-
-    @property
-    def addresses(self) -> tuple[int, ...]:
-        """Where the network's weights lie: what reads them there is no use once they moved."""
-        return tuple(x.data_ptr() for x in chain(self.pipe.unet.parameters(), self.pipe.unet.buffers()))
+        found = self.network.fingerprint
+        if found.exact is None:
+            raise ValueError(f"{type(self.pipe.unet).__name__} {found.unreadable}; take runtime='eager'")
+        return found.exact
 
     @property
     def uncapturable(self) -> str | None:
@@ -164,10 +165,10 @@ class Adapter(ABC):
             name: (value if negative is None else torch.cat([value, negative[name]])).to(dtype)
             for name, value in positive.items()
         }
-        before = Precomputed(self.pipe.unet, self.precomputed, dtype)
+        before = self._before(dtype)
         # Autograd refuses what is made in inference mode.
         with torch.inference_mode(False):
-            table = before.times(times.to(self.device))
+            table = self._table(before, times, dtype)
         if EMBEDS in static:
             with torch.inference_mode():
                 static[EMBEDS] = before.prompt(static[EMBEDS])
@@ -177,9 +178,12 @@ class Adapter(ABC):
             self.device,
             self.dtype,
             identity=lambda: self.identity,
-            addresses=lambda: self.addresses,
+            addresses=lambda: self.network.addresses,
             precomputed=self.precomputed,
             numerics=numerics(self.device),
+            owner=self.pipe.unet,
+            parameters=self.network.parameters,
+            lasts=self.network.lasts,
         )
         if self._faster is not None:
             why = runtimes.worth_making(self._faster, example, spec, samples=(len(times) - 1) * len(example["x"]))
@@ -208,10 +212,31 @@ class Adapter(ABC):
         return self.condition(len(texts), Prompts(texts), 1.0)[0]
 
     def _private_unet(self) -> torch.nn.Module:
-        dtype = self.runtime.weights_dtype(self.dtype) or own_dtype(self.pipe.unet)
+        dtype = self.runtime.weights_dtype(self.dtype) or self.network.dtype
         clone = private(self.pipe.unet, dtype, self.runtime.memory_format(self.device))
         clone = reduced(clone, self.precomputed) if self.precomputed else clone
-        return fused(clone) if self.runtime.fuses(self.device) and not _opaque(clone) else clone
+        return fused(clone) if self.runtime.fuses(self.device) and not self.opaque else clone
+
+    def _table(self, before: Precomputed, times: torch.Tensor, dtype: torch.dtype) -> TimeTable | None:
+        def make() -> Made:
+            table = before.times(times.to(self.device))
+            return Made(table, lambda: table.rows.nbytes if table else 0, self.device, self.pipe.unet, cheap=True)
+
+        if TIMES not in self.precomputed or self.network.key is None:
+            return make().value
+        return READY.take(("times", tuple(times.tolist()), times.dtype, dtype, self.device, *self.network.key), make)
+
+    def _before(self, dtype: torch.dtype) -> Precomputed:
+        """What the network is spared, ready like the network itself."""
+
+        def make() -> Made:
+            made = Precomputed(self.pipe.unet, self.precomputed, dtype)
+            size = runtimes.beside(made.layers, self.network.addresses)
+            return Made(made, lambda: size, self.device, self.pipe.unet, cheap=True)
+
+        if not self.precomputed or self.network.key is None:
+            return make().value
+        return READY.take(("precomputed", self.precomputed, dtype, self.device, *self.network.key), make)
 
     def _precomputed(self, asked: Sequence[str] | None) -> tuple[str, ...]:
         if isinstance(asked, str):
@@ -244,28 +269,14 @@ class Adapter(ABC):
         return x.to(self.device, self.latent_dtype)
 
 
-def _opaque(module: torch.nn.Module) -> str | None:
-    """Why a network must run as it is: an export loses hooks, and what a processor of the caller's records."""
-    why = as_it_is(module)
-    if why:
-        return f"{type(module).__name__} {why}, and runs as it is"
-    for processor in getattr(module, "attn_processors", {}).values():
-        if not type(processor).__module__.startswith(("diffusers.", "peft.")):
-            return f"attention processor {type(processor).__name__} is the caller's own, and only Python can run it"
-    every = torch.nn.modules.module
-    if every._global_forward_hooks or every._global_forward_pre_hooks:
-        return "hooks on every module are registered with torch, and only Python runs them"
-    return None
-
-
 def _network_dtype(
-    asked: torch.dtype | str | None, module: torch.nn.Module, device: torch.device, elsewhere: bool
+    asked: torch.dtype | str | None, network: Reading, device: torch.device, elsewhere: bool
 ) -> torch.dtype:
     """The dtype to compute in, here or, as an engine that is only built, `elsewhere`."""
     slow = device.type == "cpu"
     if asked is None:
-        own = own_dtype(module)
-        return torch.float32 if own == torch.float16 and slow and not as_it_is(module) else own
+        half = network.dtype == torch.float16
+        return torch.float32 if half and slow and not network.as_it_is else network.dtype
     dtype = DTYPES.get(asked) if isinstance(asked, str) else asked
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {asked!r}; expected one of {', '.join(DTYPES)}")

@@ -28,11 +28,10 @@ class Conditioned(Predictor):
 
     def under(self, x: torch.Tensor, t: torch.Tensor, embeds: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """All images with other embeddings, (B, tokens, width) a branch; the rest of the condition stays."""
-        self.evaluations = [count + 1 for count in self.evaluations]
-        self.samples += len(x) * self.branches
+        self.counts.add(len(x) * self.branches)
         static = {**self.static, EMBEDS: self.prompt(torch.cat(list(embeds)).to(self.input_dtype))}
         rows = torch.cat([x] * self.branches).to(self.input_dtype)
-        return self.network(rows, t, **static).chunk(self.branches)
+        return self._ask(rows, t, **static).chunk(self.branches)
 
     def branch(
         self,
@@ -57,17 +56,15 @@ class Conditioned(Predictor):
         Raises:
             RuntimeError: the network's output cannot be differentiated.
         """
-        batch = len(self.evaluations)
-        for j in samples:
-            self.evaluations[j] += 1
+        batch = len(self.counts.evaluations)
         asked = list(samples) if self.dynamic_batch else list(range(batch))
-        self.samples += len(asked)
+        self.counts.add(len(asked), samples)
         chosen = [which * batch + j for j in asked]
         static = {name: value[chosen] for name, value in self.static.items() if name != EMBEDS}
         x, embeds = x[asked].to(self.input_dtype), embeds[asked]
         wanted = [asked.index(j) for j in samples]
         if not gradient:
-            output = self.network(x, t, **static, **{EMBEDS: self.prompt(embeds.to(self.input_dtype))})
+            output = self._ask(x, t, **static, **{EMBEDS: self.prompt(embeds.to(self.input_dtype))})
             return output[wanted], None
         return self._differentiable(x, t, static, embeds, wanted)
 
@@ -84,7 +81,7 @@ class Conditioned(Predictor):
             leaf = embeds.clone().requires_grad_()
             static = {name: value.clone() for name, value in static.items()}
             static[EMBEDS] = self.prompt(leaf.to(self.input_dtype))
-            output = self.network(x.clone(), t.clone(), **static)[wanted]
+            output = self._ask(x.clone(), t.clone(), **static)[wanted]
         if not output.requires_grad:
             raise RuntimeError(
                 "the network's output does not depend on its embeddings as far as autograd can see; remove what runs "

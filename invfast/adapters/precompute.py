@@ -100,6 +100,12 @@ class Precomputed:
             self._projections = _private(_layers(_projections(unet)), dtype)
             self._dtype = dtype
 
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The private layers."""
+        given = [self._keys_values] if self._mlp is None else [self._keys_values, self._mlp, self._projections]
+        return torch.nn.ModuleList(given)
+
     @torch.no_grad()
     def times(self, t: torch.Tensor) -> TimeTable | None:
         """The table of a grid's times (n,); None where times are not computed beforehand."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import torch
 
+from invfast.counts import Counts
 from invfast.runtimes import Network
 
 
@@ -23,6 +26,8 @@ class Predictor:
         input_dtype: what it takes, latents are cast to it; by default `dtype`.
         batched_time: whether it takes any number of rows with a time each, t (rows,).
         times: t -> what the network takes in its place, looked up in a table; None where it takes t itself.
+
+    Times are () or (rows,); what `nodes` gave for one, (1, n), is taken as it is.
     """
 
     def __init__(
@@ -37,21 +42,37 @@ class Predictor:
         batched_time: bool = False,
         times: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.network = network if times is None else lambda x, t, **static: network(x, times(t), **static)
+        self.network, self.times = network, times
         self.static, self.branches = static, branches
         self.dtype, self.dynamic_batch = dtype, dynamic_batch
         self.input_dtype, self.batched_time = input_dtype or dtype, batched_time
-        self.evaluations = [0] * batch
-        self.samples = 0
+        self.counts = Counts(batch)
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Of each image."""
+        return self.counts.evaluations
+
+    @property
+    def samples(self) -> int:
+        """Rows that the network computed."""
+        return self.counts.samples
+
+    def bound(self, static: Mapping[str, torch.Tensor]) -> Self:
+        """The same of another condition, with counts of its own."""
+        other = copy.copy(self)
+        other.static, other.counts = static, self.counts.anew()
+        return other
+
+    def nodes(self, t: torch.Tensor) -> torch.Tensor:
+        """What the network is given for each of the times (n,): (n,) themselves, or (n, width)."""
+        return t if self.times is None else self.times(t)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, samples: list[int] | None = None) -> tuple[torch.Tensor, ...]:
         batch = x.shape[0]
-        wanted = range(batch) if samples is None else samples
-        for j in wanted:
-            self.evaluations[j] += 1
-        some = self.dynamic_batch and len(wanted) < batch
+        some = self.dynamic_batch and samples is not None and len(samples) < batch
         out = self._evaluate(x[samples] if some else x, t, samples if some else None)
-        self.samples += sum(len(o) for o in out)
+        self.counts.add(sum(len(o) for o in out), samples)
         return tuple(_scatter(o, samples, batch) for o in out) if some else out
 
     def many(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -63,13 +84,15 @@ class Predictor:
             each = [self(latents, time) for latents, time in zip(x, t, strict=True)]
             return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
         n, batch = x.shape[:2]
-        self.evaluations = [count + n for count in self.evaluations]
-        self.samples += n * batch * self.branches
+        self.counts.add(n * batch * self.branches, times=n)
         # Rows: branch by branch, in each time by time, in each image by image.
         rows = x.to(self.input_dtype).expand(self.branches, *x.shape).flatten(0, 2)
         static = {name: self._at_every_time(value, n) for name, value in self.static.items()}
         times = t.repeat_interleave(batch).repeat(self.branches)
-        return self.network(rows, times, **static).unflatten(0, (self.branches, n, batch)).unbind()
+        return self._ask(rows, times, **static).unflatten(0, (self.branches, n, batch)).unbind()
+
+    def _ask(self, x: torch.Tensor, t: torch.Tensor, **static: torch.Tensor) -> torch.Tensor:
+        return self.network(x, t if self.times is None or t.ndim == 2 else self.times(t), **static)
 
     def _at_every_time(self, value: torch.Tensor, n: int) -> torch.Tensor:
         branches = value.unflatten(0, (self.branches, -1)).unsqueeze(1)
@@ -78,12 +101,12 @@ class Predictor:
     def _evaluate(self, x: torch.Tensor, t: torch.Tensor, rows: list[int] | None) -> tuple[torch.Tensor, ...]:
         static = self.static
         if rows is not None:
-            half = len(self.evaluations)
+            half = len(self.counts.evaluations)
             chosen = [*rows, *(half + r for r in rows)] if self.branches == 2 else rows
             static = {name: value[chosen] for name, value in static.items()}
         x = x.to(self.input_dtype)
         x = torch.cat([x, x]) if self.branches == 2 else x
-        return self.network(x, t, **static).chunk(self.branches)
+        return self._ask(x, t, **static).chunk(self.branches)
 
 
 def outside(network: Network) -> Network:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from invfast import images
+from invfast import images, runtimes
 from invfast.adapters.base import Adapter, Condition, Prompts, check_finite
-from invfast.adapters.clone import as_it_is, own_dtype, private
+from invfast.adapters.clone import own_dtype, private
 from invfast.adapters.conditioned import EMBEDS
+from invfast.adapters.reading import Reading
+from invfast.fingerprint import Fingerprint
 from invfast.locks import lock_of
+from invfast.store import READY, Made
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -29,6 +33,15 @@ class StableDiffusion(Adapter):
             return False
         config = pipe.unet.config
         return "cross_attention_dim" in config and config.in_channels == pipe.vae.config.latent_channels
+
+    @cached_property
+    def vae(self) -> Reading:
+        """What the VAE is, read once a call."""
+        return Reading(self.pipe.vae)
+
+    @property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        return {**super().fingerprints, "vae": self.vae.fingerprint}
 
     @torch.no_grad()
     def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
@@ -128,12 +141,18 @@ class StableDiffusion(Adapter):
 
         Under hooks, or quantised, it stays what it is.
         """
-        vae = self.pipe.vae
-        if as_it_is(vae):
+        vae, read = self.pipe.vae, self.vae
+        if read.as_it_is:
             return vae
-        own = own_dtype(vae)
-        half = own == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
-        return private(vae, torch.float32 if half else own, self.runtime.memory_format(self.device))
+        half = read.dtype == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
+        dtype, layout = torch.float32 if half else read.dtype, self.runtime.memory_format(self.device)
+
+        def make() -> Made:
+            clone = private(vae, dtype, layout)
+            size = runtimes.beside(clone, read.addresses)
+            return Made(clone, lambda: size, self.device, vae, cheap=True)
+
+        return make().value if read.key is None else READY.take(("vae", dtype, layout, *read.key), make)
 
     def _shift(self) -> float:
         return self.pipe.vae.config.get("shift_factor") or 0.0

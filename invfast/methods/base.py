@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 
 from invfast import rows
+from invfast.counts import Counts
 from invfast.ops import REFERENCE, Kernels
 from invfast.schedule import Schedule, Step
 
@@ -24,6 +25,16 @@ class Predict(Protocol):
     """
 
     dtype: torch.dtype
+    static: Mapping[str, torch.Tensor]
+    """The condition."""
+    counts: Counts
+    """What was asked so far."""
+
+    def bound(self, static: Mapping[str, torch.Tensor]) -> Predict:
+        """The same of another condition, with counts of its own."""
+
+    def nodes(self, t: torch.Tensor) -> torch.Tensor:
+        """What may be given for times (n,), in a table (n, ...)."""
 
     def __call__(
         self, x: torch.Tensor, t: torch.Tensor, samples: list[int] | None = None
@@ -85,28 +96,88 @@ class Problem:
         return self.place(rows.guided(table, self.guidance_scale) if self.guidance_scale > 1 else table)
 
 
-class Stepper(Protocol):
-    """A method bound to a problem, in one direction."""
+class Stepper:
+    """A method bound to a problem, in one direction. What a subclass does not set is as here."""
 
     steps: range
     """Indices of the schedule's steps, in the order they are taken."""
-
-    keep: tuple[str, ...]
+    keep: tuple[str, ...] = ()
     """What of the final state, beside the latents, belongs to the result; the rest only served the steps."""
+    tolerance: float | None = None
+    """The relative residual that each step is promised to end below; the stats say where it did not."""
+    reusable: bool = False
+    """Whether its steps depend on the method's settings, the schedule, the guidance scale and the state alone, not on
+    embeddings or noise of the problem: captured graphs then serve later calls."""
+    iterations: int | None = None
+    """Their largest number where residuals cut a step short; it then has begin, iterate and finish."""
+    memory: int = 0
+    """How many iterations later an iterate is still used."""
 
-    # A stepper may also have
-    #   phases: ranges of steps that launch the same work, one captured graph each; by default all steps are one;
-    #   iterations: their largest number where residuals cut a step short; it then has begin, iterate and finish, as
-    #   `fixed_point.Implicit` does, for the executor to call;
-    #   tolerance: the relative residual each of its steps is promised to end below; the stats say where it did not;
-    #   reusable = True where its steps depend on the method's settings, the schedule, the guidance scale and the state
-    #   alone, not on embeddings or noise of the problem: captured graphs then serve later calls.
+    @property
+    def phases(self) -> tuple[range, ...]:
+        """Ranges of steps that launch the same work."""
+        return (self.steps,)
 
     def init(self, state: State) -> State:
         """The state before the first step. Upwards it is given {"latents": x_0}, downwards what the inversion kept."""
+        raise NotImplementedError
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
         """The state after a step, and, where known, of each image |f(y) - y|^2 and |f(y)|^2 in (B, 2 or more)."""
+        raise NotImplementedError
+
+    # Pieces of a step, which hand on tensors by name and read nothing from the device.
+
+    def begin(self, step: Step, state: State, predict: Predict) -> State:
+        """The first iterate."""
+        raise NotImplementedError
+
+    def iterate(self, k: int, step: Step, work: State, predict: Predict, samples: list[int] | None = None) -> State:
+        """Iteration k; "open" (B,) bool says which images want another."""
+        raise NotImplementedError
+
+    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
+        """What `step` returns, of the state it began with and the last iterate."""
+        raise NotImplementedError
+
+
+class Wrapping(Stepper):
+    """A stepper around another: its steps, and something of its own in the state."""
+
+    def __init__(self, inner: Stepper, keep: tuple[str, ...]) -> None:
+        self.inner, self.steps, self.keep = inner, inner.steps, (*keep, *inner.keep)
+        self.tolerance, self.iterations, self.memory = inner.tolerance, inner.iterations, inner.memory
+        self.reusable = inner.reusable
+
+    @property
+    def phases(self) -> tuple[range, ...]:
+        return self.inner.phases
+
+    def around(self, step: Step, before: State) -> State:
+        """What it adds to the state after a step, by the state before."""
+        raise NotImplementedError
+
+    def init(self, state: State) -> State:
+        return self.inner.init(state)
+
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
+        new, sums = self.inner.step(step, state, predict)
+        return {**new, **self.around(step, state)}, sums
+
+    def begin(self, step: Step, state: State, predict: Predict) -> State:
+        return self.inner.begin(step, state, predict)
+
+    def iterate(self, k: int, step: Step, work: State, predict: Predict, samples: list[int] | None = None) -> State:
+        return self.inner.iterate(k, step, work, predict, samples)
+
+    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
+        new, sums = self.inner.finish(step, state, work)
+        return {**new, **self.around(step, state)}, sums
+
+
+def one_by_one(steps: range) -> tuple[range, ...]:
+    """Phases of steps of which no two do the same work for sure."""
+    return tuple(range(i, i + 1) for i in steps)
 
 
 class Method:
@@ -135,7 +206,7 @@ class Method:
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Stepper):
     """One evaluation and one row a step: inputs (latents, carried, o), outputs (latents, carried).
 
     Args:

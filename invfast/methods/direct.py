@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State, Stepper
+from invfast.methods.base import Method, Predict, Problem, State, Stepper, Wrapping
 from invfast.methods.ddim import DDIM
 from invfast.schedule import Step
 
@@ -55,7 +55,7 @@ class Direct(AtGuidance):
         return Returned(problem, start)
 
 
-class Recorded:
+class Recorded(Wrapping):
     """The inner stepper; "path" (B, N, C, h, w) takes the latents each step begins with."""
 
     def __init__(self, method: Method, problem: Problem, start: int) -> None:
@@ -63,24 +63,22 @@ class Recorded:
             raise ValueError(
                 f"{type(method).__name__} needs the latents of every node; ForwardStart leaves out the first {start}"
             )
-        self.inner, self.numbers = method.method.inverter(problem), numbers(problem)
-        self.steps, self.keep, self.phases = self.inner.steps, ("path", *self.inner.keep), phases_of(self.inner)
-        self.tolerance = getattr(self.inner, "tolerance", None)
+        super().__init__(method.method.inverter(problem), ("path",))
+        self.numbers = numbers(problem)
 
     def init(self, state: State) -> State:
         x = state["latents"]
         return {**self.inner.init(state), "path": x.new_zeros((len(x), len(self.steps), *x.shape[1:]))}
 
-    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
-        x, path = state["latents"], state["path"]
-        new, sums = self.inner.step(step, state, predict)
-        return {**new, "path": path.index_copy(1, number(step, self.numbers), x.unsqueeze(1))}, sums
+    def around(self, step: Step, before: State) -> State:
+        x, path = before["latents"], before["path"]
+        return {"path": path.index_copy(1, number(step, self.numbers), x.unsqueeze(1))}
 
 
-class Returned:
+class Returned(Stepper):
     """Sampling that returns to the path, step by step."""
 
-    keep = ()
+    reusable = True
 
     def __init__(self, problem: Problem, start: int) -> None:
         self.kernels, self.nodes, self.numbers = problem.kernels, problem.schedule.num_steps, numbers(problem)
@@ -125,15 +123,3 @@ def number(step: Step, numbers: torch.Tensor) -> torch.Tensor:
     """A step's number as an index on the device, (1,), wherever it is known."""
     index = step.index
     return numbers[index : index + 1] if isinstance(index, int) else index.reshape(1)
-
-
-def phases_of(inner: Stepper) -> tuple[range, ...]:
-    """The phases around an inner stepper: its own, but one by one where residuals cut its steps short."""
-    if getattr(inner, "iterations", None):
-        return one_by_one(inner.steps)
-    return getattr(inner, "phases", (inner.steps,))
-
-
-def one_by_one(steps: range) -> tuple[range, ...]:
-    """Phases of steps of which no two do the same work for sure."""
-    return tuple(range(i, i + 1) for i in steps)

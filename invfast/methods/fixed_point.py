@@ -12,7 +12,7 @@ from numbers import Integral, Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State
+from invfast.methods.base import Method, Predict, Problem, State, Stepper
 from invfast.schedule import Step
 
 MIXINGS = ("plain", "averaged", "anderson")
@@ -66,14 +66,13 @@ class FixedPoint(Method):
         return Implicit(self, problem, start)
 
 
-class Implicit:
+class Implicit(Stepper):
     """The stepper of FixedPoint: begin, iterate, finish. Images that are done are masked: a batch equals its images.
 
     What the pieces hand on is tensors by name, so that each piece can be captured; only `step` reads from the device,
     and only where a tolerance asks for it. `tolerance` is what each step is promised to be solved to, if anything.
     """
 
-    keep = ()
     reusable = True
 
     def __init__(self, method: FixedPoint, problem: Problem, start: int) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from numbers import Integral
 
-import torch
-
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State, Stepper
+from invfast.methods.base import Method, Problem, State, Stepper, Wrapping
 from invfast.methods.ddim import DDIM
 from invfast.schedule import NEGLIGIBLE, Step
 
@@ -65,18 +63,11 @@ class ForwardStart(Method):
         return self.method.sampler(problem, start)
 
 
-class _Jumped:
+class _Jumped(Wrapping):
     """The inner stepper from step K on, behind the jump; the noise stays with the state."""
 
     def __init__(self, method: ForwardStart, problem: Problem) -> None:
-        self.inner = method.method.inverter(problem, method.steps)
-        self.steps, self.keep = self.inner.steps, ("noise", *self.inner.keep)
-        self.phases = getattr(self.inner, "phases", (self.steps,))
-        self.reusable = getattr(self.inner, "reusable", False)
-        self.iterations = getattr(self.inner, "iterations", None)
-        self.tolerance = getattr(self.inner, "tolerance", None)
-        if self.iterations:
-            self.begin, self.iterate, self.memory = self.inner.begin, self.inner.iterate, self.inner.memory
+        super().__init__(method.method.inverter(problem, method.steps), ("noise",))
         self.table = problem.place(rows.jump(problem.schedule, method.steps))
         self.kernels = problem.kernels
         self.noise = lambda shape: problem.draw(shape, method.seed)
@@ -86,10 +77,5 @@ class _Jumped:
         noise = self.noise(x.shape)
         return {**self.inner.init({"latents": self.kernels.lincomb((x, noise), self.table, 0)[0]}), "noise": noise}
 
-    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
-        new, sums = self.inner.finish(step, state, work)
-        return {**new, "noise": state["noise"]}, sums
-
-    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
-        new, sums = self.inner.step(step, state, predict)
-        return {**new, "noise": state["noise"]}, sums
+    def around(self, step: Step, before: State) -> State:
+        return {"noise": before["noise"]}

@@ -15,7 +15,7 @@ from numbers import Integral
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State
+from invfast.methods.base import Method, Predict, Problem, State, Stepper
 from invfast.schedule import Step
 
 
@@ -37,10 +37,9 @@ class GNRI(Method):
         return SignStepper(self, problem, start)
 
 
-class SignStepper:
+class SignStepper(Stepper):
     """The stepper of GNRI; of each image it keeps the f(z) whose mean |f(z) - z| was least."""
 
-    keep = ()
     reusable = True
 
     def __init__(self, method: GNRI, problem: Problem, start: int) -> None:

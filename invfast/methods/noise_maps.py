@@ -14,7 +14,7 @@ from numbers import Integral, Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State
+from invfast.methods.base import Method, Predict, Problem, State, Stepper, one_by_one
 from invfast.schedule import Step
 
 
@@ -52,7 +52,7 @@ class NoiseMaps(Method):
         return MapsDown(problem, rows.noise_maps(problem.schedule, self.eta)[1], start)
 
 
-class MapsUp:
+class MapsUp(Stepper):
     """Step i reveals node i + 1 and solves for its map; every so often the network is asked about the nodes ahead."""
 
     keep = ("maps",)
@@ -60,11 +60,14 @@ class MapsUp:
     def __init__(self, method: NoiseMaps, problem: Problem) -> None:
         schedule = problem.schedule
         self.kernels, self.chunk, self.steps = problem.kernels, method.chunk, range(schedule.num_steps)
-        self.phases = tuple(range(i, i + 1) for i in self.steps)  # no two steps alike for sure
         self.diffuse = problem.place(rows.diffuse(schedule))
         self.table = problem.place_guided(rows.noise_maps(schedule, method.eta)[0])
         self.times = schedule.t[1:].to(problem.device)
         self.draw = lambda shape: problem.draw(shape, method.seed)
+
+    @property
+    def phases(self) -> tuple[range, ...]:
+        return one_by_one(self.steps)
 
     def init(self, state: State) -> State:
         """All latents of the way at once, "path" (B, N, C, h, w), and room for the maps."""
@@ -87,10 +90,11 @@ class MapsUp:
         return {"latents": latents, "path": path, "maps": maps, "ahead": ahead}, None
 
 
-class MapsDown:
+class MapsDown(Stepper):
     """x_a = mu(x_b) + s z, the map of each step in its turn."""
 
     keep = ("maps",)
+    reusable = True
 
     def __init__(self, problem: Problem, table: torch.Tensor, start: int) -> None:
         self.kernels, self.table = problem.kernels, problem.place_guided(table)

@@ -18,7 +18,7 @@ from numbers import Integral, Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State
+from invfast.methods.base import Method, Predict, Problem, State, Stepper
 from invfast.methods.whiten import Whitener, draws
 from invfast.schedule import Step
 
@@ -76,10 +76,9 @@ class ReNoise(Method):
         return Renoiser(self, problem, start)
 
 
-class Renoiser:
+class Renoiser(Stepper):
     """The stepper of ReNoise."""
 
-    keep = ()
     reusable = True
 
     def __init__(self, method: ReNoise, problem: Problem, start: int) -> None:

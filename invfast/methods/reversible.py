@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State
+from invfast.methods.base import Method, Predict, Problem, State, Stepper
 from invfast.schedule import Step
 
 
@@ -84,7 +84,7 @@ class OBELM(Method):
         return TwoStepDown(problem, tables, rows.noise(problem.schedule), start, "slope")
 
 
-class TwoStepUp:
+class TwoStepUp(Stepper):
     """(x_i, carried, o(x_i)) -> (x_{i+1}, carried), asked at node i's own time; the first step is DDIM inversion."""
 
     reusable = True
@@ -92,7 +92,11 @@ class TwoStepUp:
     def __init__(self, problem: Problem, table: torch.Tensor, start: int, carried: str) -> None:
         self.kernels, self.table, self.carried = problem.kernels, problem.place_guided(table), carried
         self.steps = range(start, problem.schedule.num_steps)
-        self.phases, self.keep = (self.steps[:1], self.steps[1:]), (carried,)
+        self.keep = (carried,)
+
+    @property
+    def phases(self) -> tuple[range, ...]:
+        return self.steps[:1], self.steps[1:]
 
     def init(self, state: State) -> State:
         return {"latents": state["latents"]}
@@ -105,7 +109,7 @@ class TwoStepUp:
         return {"latents": x, self.carried: carried}, None
 
 
-class TwoStepDown:
+class TwoStepDown(Stepper):
     """(x_{i+1}, carried) -> x_i, then (x_{i+1}, carried, o(x_i)) -> carried: what `TwoStepUp` did, undone.
 
     Step 0 has nothing to ask. Where nothing was carried, as at noise that no inversion found, the first step is DDIM's.
@@ -120,7 +124,10 @@ class TwoStepDown:
         self.below, self.table = problem.place(tables[0]), problem.place_guided(tables[1])
         self.begin = problem.place_guided(begin)
         self.steps, self.keep = range(start - 1, -1, -1), (carried,)
-        self.phases = self.steps[:1], self.steps[1:-1], self.steps[1:][-1:]
+
+    @property
+    def phases(self) -> tuple[range, ...]:
+        return self.steps[:1], self.steps[1:-1], self.steps[1:][-1:]
 
     def init(self, state: State) -> State:
         return {name: state[name] for name in ("latents", self.carried) if name in state}
@@ -139,7 +146,7 @@ class TwoStepDown:
         }, None
 
 
-class Coupled:
+class Coupled(Stepper):
     """EDICT's step in two updates. One latent of the pair leads and the other follows; in the next step they swap.
 
     Down: the leader moves with the noise at the follower, then the follower with the noise at the moved leader, and

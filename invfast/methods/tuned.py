@@ -19,9 +19,9 @@ from typing import ClassVar
 import torch
 
 from invfast import rows
-from invfast.methods.base import Conditioned, Method, Predict, Problem, State, Stepper
+from invfast.methods.base import Conditioned, Method, Problem, State, Stepper, Wrapping, one_by_one
 from invfast.methods.ddim import DDIM
-from invfast.methods.direct import AtGuidance, Recorded, check_settings, number, numbers, one_by_one, phases_of
+from invfast.methods.direct import AtGuidance, Recorded, check_settings, number, numbers
 from invfast.schedule import Step
 
 CONDITIONAL, UNCONDITIONAL = 0, 1
@@ -101,7 +101,7 @@ class NegativePrompt(AtGuidance):
         return Guided(problem, start, UNCONDITIONAL)
 
 
-class Tuner:
+class Tuner(Stepper):
     """From the noise down: tunes each step's embedding, "embeds" (B, N, tokens, width), and takes the step with it."""
 
     keep = ("embeds",)
@@ -110,8 +110,11 @@ class Tuner:
         self.method, self.kernels, self.branch = method, problem.kernels, method.branch
         self.embeds, self.numbers = problem.embeds, numbers(problem)
         self.steps = range(node - 1, -1, -1)
-        self.phases = one_by_one(self.steps)
         self.table = problem.place_guided(_followed(problem, method.branch))
+
+    @property
+    def phases(self) -> tuple[range, ...]:
+        return one_by_one(self.steps)
 
     def init(self, state: State) -> State:
         x, start = state["latents"], self.embeds[self.branch]
@@ -146,50 +149,51 @@ class Tuner:
         return {"latents": found, "path": state["path"], "tuned": tuned, "embeds": embeds}, None
 
 
-class Noted:
+class Noted(Wrapping):
     """The inner stepper; the source prompt's embedding is kept beside its state, (B, 1, tokens, width)."""
 
     def __init__(self, inner: Stepper, embeds: torch.Tensor) -> None:
-        self.inner, self.embeds = inner, embeds.unsqueeze(1)
-        self.steps, self.keep, self.phases = inner.steps, ("embeds", *inner.keep), phases_of(inner)
-        self.tolerance = getattr(inner, "tolerance", None)
+        super().__init__(inner, ("embeds",))
+        self.embeds = embeds.unsqueeze(1)
 
     def init(self, state: State) -> State:
         return {**self.inner.init(state), "embeds": self.embeds}
 
-    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor | None]:
-        new, sums = self.inner.step(step, state, predict)
-        return {**new, "embeds": state["embeds"]}, sums
+    def around(self, step: Step, before: State) -> State:
+        return {"embeds": before["embeds"]}
 
 
-class Guided:
-    """DDIM sampling with the embeddings of one branch replaced, (B, N, tokens, width) for each step, or one for all."""
+class Guided(Stepper):
+    """DDIM sampling with the embeddings of one branch replaced, (B, N, tokens, width) for each step, or one for all.
 
-    keep = ()
+    "others" are those of both branches as the prompts give them, (B, 2, tokens, width).
+    """
+
+    reusable = True
 
     def __init__(self, problem: Problem, start: int, branch: int) -> None:
         self.kernels, self.branch, self.nodes = problem.kernels, branch, problem.schedule.num_steps
-        self.embeds, self.numbers = list(problem.embeds), numbers(problem)
+        self.embeds, self.numbers = torch.stack(problem.embeds, 1), numbers(problem)
         self.table = problem.place_guided(rows.down(problem.schedule))
         self.steps = range(start - 1, -1, -1)
 
     def init(self, state: State) -> State:
         x, embeds = state["latents"], state.get("embeds")
-        shape = self.embeds[self.branch].shape
+        shape = self.embeds[:, self.branch].shape
         if embeds is None or embeds.shape not in [(len(x), n, *shape[1:]) for n in (1, self.nodes)]:
             raise ValueError(
                 f"sampling needs the embeddings of an inversion on the same grid, expected state 'embeds' of shape "
                 f"{(len(x), self.nodes, *shape[1:])}, got {'none' if embeds is None else tuple(embeds.shape)}; prompts "
                 "given as embeddings need as many tokens as they had then"
             )
-        return {"latents": x, "embeds": embeds}
+        return {"latents": x, "embeds": embeds, "others": self.embeds}
 
     def step(self, step: Step, state: State, predict: Conditioned) -> tuple[State, None]:
         x, embeds = state["latents"], state["embeds"]
-        given = list(self.embeds)
+        given = list(state["others"].unbind(1))
         given[self.branch] = embeds.index_select(1, number(step, self.numbers) % embeds.shape[1]).squeeze(1)
         outputs = predict.under(x, step.t, given)
-        return {"latents": self.kernels.lincomb((x, *outputs), self.table, step.index)[0], "embeds": embeds}, None
+        return {**state, "latents": self.kernels.lincomb((x, *outputs), self.table, step.index)[0]}, None
 
 
 class _Adam:

@@ -30,18 +30,24 @@ class Spec:
         dtype: what the network computes in.
         identity: the network's digest (`fingerprint.Fingerprint.exact`), computed when it is asked for.
         calibration: for dtype int8.
-        addresses: where the network's weights lie, computed when they are asked for.
+        addresses: where the network's weights lie, (address, ...) each, computed when they are asked for.
         precomputed: parts of the network that were cut out of it.
         numerics: how torch is set to compute float32, in words; what is compiled or recorded was so.
+        owner: the caller's module, whose memory a runtime may read.
+        parameters: how many it has.
+        lasts: whether `identity` and `addresses` say all of it, so that a private module serves later calls too.
     """
 
     device: torch.device
     dtype: torch.dtype
     identity: Callable[[], str]
     calibration: Calibration | None = None
-    addresses: Callable[[], tuple[int, ...]] = tuple
+    addresses: Callable[[], tuple[Any, ...]] = tuple
     precomputed: tuple[str, ...] = ()
     numerics: str = ""
+    owner: Any = None
+    parameters: int = 0
+    lasts: bool = False
 
 
 class Network(Protocol):

@@ -1,30 +1,15 @@
-"""Networks that are ready to run, kept from one call to the next: what a runtime exports is slow to make.
-
-Threads share them. One that asks for a network that another is making waits for it; one that asks for a network that
-is there waits for nothing. A network that is forgotten while it is used lives as long as its users.
-"""
+"""Networks that are ready to run, kept from one call to the next in the store: what is slow to make is made once."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 
 from invfast.runtimes.base import Network, Runtime, Spec
-
-KEPT = 2
-"""How many; each may hold a copy of a network's weights."""
-
-Key = tuple[Any, ...]
-_networks: OrderedDict[Key, Network] = OrderedDict()
-_making: WeakValueDictionary[Key, threading.RLock] = WeakValueDictionary()
-"""Held by who makes a network; gone with the last who waits for it."""
-_lock = threading.Lock()
-"""Held for look-ups, never while a network is made."""
+from invfast.store import READY, Made
 
 
 def prepared(
@@ -34,64 +19,37 @@ def prepared(
 
     It serves any number of threads at once. A network with a method `caller` gives each run a way in of its own.
     """
-    if not runtime.exports:
+    if not runtime.exports and not spec.lasts:
         return runtime.prepare(make(), example_inputs, spec)
-    key = _key(runtime, example_inputs, spec)
-    found = _kept(key)
-    if found is None:
-        with _lock:
-            making = _making.setdefault(key, threading.RLock())
-        with making:
-            found = _kept(key)
-            if found is None:  # not made by who held this lock before, or that failed
-                _drop_to(KEPT - 1)  # before the new one is made, so that there are never more at once
-                found = runtime.prepare(make(), example_inputs, spec)
-                _keep(key, found)
+
+    def ready() -> Made:
+        module = make()
+        network = runtime.prepare(module, example_inputs, spec)
+        size = beside(module, spec.addresses()) if runtime.shares else expected
+        return Made(network, lambda: size, spec.device, spec.owner if runtime.shares else None, not runtime.exports)
+
+    expected = spec.parameters * spec.dtype.itemsize if runtime.exports else 0
+    found = READY.take(key(runtime, example_inputs, spec), ready, expected, spec.device)
     caller = getattr(found, "caller", None)
     return found if caller is None else caller()
 
 
 def ready(runtime: Runtime, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> bool:
     """Whether `prepared` would find this network and have nothing to make."""
-    with _lock:
-        if not any(key[0] == runtime.name for key in _networks):
-            return False  # before the network is read for its identity
-    return _kept(_key(runtime, example_inputs, spec)) is not None
+    return READY.has(key(runtime, example_inputs, spec))
 
 
-def prepared_networks() -> Mapping[Key, Network]:
-    """What is kept now."""
-    with _lock:
-        return dict(_networks)
-
-
-def release() -> None:
-    """Forgets every network that is kept, and with it its memory."""
-    _drop_to(0)
-
-
-def _key(runtime: Runtime, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Key:
+def key(runtime: Runtime, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> tuple[Any, ...]:
+    """All that shapes a network: where its weights lie and how torch computes only where it runs on them."""
+    network = spec.identity(), spec.precomputed, (spec.numerics, *spec.addresses()) if runtime.shares else ()
+    if not runtime.exports:  # any shape
+        return ("network", runtime.name, *network, spec.device, spec.dtype)
     shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in example_inputs.items())
     calibration = spec.calibration and repr(spec.calibration.says)
-    network = spec.identity(), spec.precomputed, (spec.numerics, *spec.addresses()) if runtime.shares else ()
-    return (runtime.name, *network, spec.device, spec.dtype, calibration, shapes)
+    return ("network", runtime.name, *network, spec.device, spec.dtype, calibration, shapes)
 
 
-def _kept(key: Key) -> Network | None:
-    with _lock:
-        if key in _networks:
-            _networks.move_to_end(key)
-        return _networks.get(key)
-
-
-def _keep(key: Key, network: Network) -> None:
-    _drop_to(KEPT - 1)  # others may have come while it was made
-    with _lock:
-        _networks[key] = network
-
-
-def _drop_to(count: int) -> None:
-    """Forgets the longest unused; they end outside the lock, for what they take along may ask for it."""
-    with _lock:
-        dropped = [_networks.popitem(last=False) for _ in range(len(_networks) - count)]
-    dropped.clear()
+def beside(module: torch.nn.Module, addresses: tuple[Any, ...]) -> int:
+    """Bytes of a private module that are not the caller's own."""
+    own = {x.data_ptr(): x.nbytes for x in chain(module.parameters(), module.buffers())}
+    return sum(size for address, size in own.items() if address not in {each[0] for each in addresses})

@@ -1,0 +1,93 @@
+"""CUDA graphs: how one is recorded, on which device and stream, and beside whom."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Protocol
+
+import torch
+
+_recording = threading.Lock()
+"""Held while a graph is recorded: one capture at a time in a process."""
+
+
+class Graph(Protocol):
+    def replay(self) -> None: ...
+
+
+class Recorder(Protocol):
+    def aside(self) -> AbstractContextManager[None]:
+        """Where what will be recorded is run first."""
+
+    def record(self, body: Callable[[], object]) -> Graph:
+        """A graph of what `body` queues; nothing of it runs yet."""
+
+
+class CUDAGraphs:
+    """Records on a stream of its own of one device, into one memory pool.
+
+    Neither begins with a wait for the whole device, as `torch.cuda.graph` does: while another thread records that is
+    an error, and ends that recording too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        with torch.cuda.device(device):
+            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        with torch.cuda.device(self.device):
+            current, own = torch.cuda.current_stream(self.device), self.stream
+            own.wait_stream(current)
+            try:
+                with torch.cuda.stream(own):
+                    yield
+            finally:
+                current.wait_stream(own)
+
+    def record(self, body: Callable[[], object]) -> Graph:
+        """
+        Raises:
+            RuntimeError: it cannot be recorded; names the first error and the remedy.
+        """
+        with _recording, self.aside():
+            self.stream.synchronize()  # of this stream alone
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                body()
+            except BaseException as error:
+                self._abandon(graph)
+                if not isinstance(error, Exception):
+                    raise
+                raise RuntimeError(
+                    f"a step cannot be captured as a CUDA graph ({type(error).__name__}: {error}); pass "
+                    "cuda_graph=False"
+                ) from error
+            graph.capture_end()
+        return _On(graph, self.device)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Ends a recording that failed; that it did is known, and its stream is given up with it."""
+        with suppress(RuntimeError):
+            graph.capture_end()
+        self.stream = torch.cuda.Stream(self.device)
+
+
+class _On:
+    """A graph that is replayed on its device's current stream, whichever device the caller is on."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, device: torch.device) -> None:
+        self.graph, self.device = graph, device
+
+    def replay(self) -> None:
+        with torch.cuda.device(self.device):
+            self.graph.replay()
+
+
+def cuda_graphs(device: torch.device) -> Recorder:
+    """A recorder of CUDA graphs for a device."""
+    return CUDAGraphs(device)
