@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 BLOCK = 1 << 14
 """Words of eight bytes that share a sum: 128 KiB, which stay in a core's cache for the three passes over them."""
+SMALL = 1 << 9
+"""Words of tensors that are so many that calls cost more than copies: biases and norms."""
 CHUNK = 1 << 23
 """Words that a device takes at once: 64 MiB."""
 FOLD = 29
@@ -61,9 +63,12 @@ def _parts(words: Numbered, on_cpu: bool) -> Iterator[Part]:
         whole += [(j, each[:cut])] if cut else []
         rest += [(j, each[cut:])] if cut < len(each) else []
     if on_cpu:
-        for j, each in (*whole, *rest):
+        for j, each in (*whole, *(pair for pair in rest if len(pair[1]) > SMALL)):
             rows = each.view(-1, BLOCK) if len(each) >= BLOCK else each.unsqueeze(0)
             yield [(j, len(rows))], _sums(rows)
+        small = [(j, each) for j, each in rest if len(each) <= SMALL]
+        if small:
+            yield [(j, 1) for j, _ in small], _sums_of_each([each for _, each in small])
         return
     for group in _groups(whole):
         rows = torch.cat([each for _, each in group]) if len(group) > 1 else group[0][1]
@@ -110,9 +115,20 @@ def _sums(rows: torch.Tensor) -> torch.Tensor:
     return sums
 
 
+def _sums_of_each(words: list[torch.Tensor]) -> torch.Tensor:
+    """(n,) int64 sums of n short runs of words."""
+    factors = _factors(words[0].device)
+    weighted = _folded(torch.cat(words)) * torch.cat([factors[: len(each)] for each in words])
+    ends = torch.tensor([len(each) for each in words]).cumsum(0) - 1
+    return weighted.cumsum(0)[ends].diff(prepend=torch.zeros(1, dtype=torch.int64))
+
+
 def _sums_at_once(rows: torch.Tensor) -> torch.Tensor:
-    folded = (rows >> FOLD & (1 << 64 - FOLD) - 1) ^ rows  # >> copies the sign
-    return (folded * _factors(rows.device)[: rows.shape[1]]).sum(1)
+    return (_folded(rows) * _factors(rows.device)[: rows.shape[1]]).sum(1)
+
+
+def _folded(words: torch.Tensor) -> torch.Tensor:
+    return (words >> FOLD & (1 << 64 - FOLD) - 1) ^ words  # >> copies the sign
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Number
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -91,12 +91,11 @@ class Outline:
     weights: tuple[tuple[str, torch.Tensor], ...] = ()
     lasts: bool = False
 
-    def fingerprint(self) -> Fingerprint:
-        """With the weights as they are now; at the speed of memory."""
+    def with_weights(self, sums: Mapping[int, bytes]) -> Fingerprint:
+        """The fingerprint, by the checksums of its tensors."""
         if self.unreadable:
             return Fingerprint(None, None, None, self.unreadable)
         every = {id(each): each for _, each in (*self.exact, *self.weights)}
-        sums = dict(zip(every, checksums(list(every.values())), strict=True))
         facts = {key: f"{each.dtype}|{tuple(each.shape)}|".encode() + sums[key] for key, each in every.items()}
         exact, weights = (
             _sha(f"{name}|".encode() + facts[id(each)] for name, each in tensors)
@@ -110,7 +109,14 @@ def fingerprint(module: torch.nn.Module) -> Fingerprint:
 
     It is taken on every call: version counters do not see writes through `.data`, which is how LoRA weights are merged.
     """
-    return outline(module).fingerprint()
+    return fingerprints([outline(module)])[0]
+
+
+def fingerprints(outlines: Sequence[Outline]) -> list[Fingerprint]:
+    """Of several modules, their weights as they are now, at the speed of memory; a device is waited for once."""
+    every = {id(each): each for one in outlines for _, each in (*one.exact, *one.weights)}
+    sums = dict(zip(every, checksums(list(every.values())), strict=True))
+    return [one.with_weights(sums) for one in outlines]
 
 
 def outline(module: torch.nn.Module) -> Outline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -68,7 +69,7 @@ def requantised(made_with: Mapping[str, Any], model: Adapter) -> bool:
 
 def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:
     pipe, (positive, negative) = model.pipe, condition
-    found = model.fingerprints
+    found = {name: each.fingerprint for name, each in model.read.items()}
     return {
         "betas": tensor_digest(getattr(pipe.scheduler, "alphas_cumprod", None)),
         **{f"{part}.{k}": getattr(of, k) for part, of in found.items() for k in ("weights", "settings", "unreadable")},
@@ -80,7 +81,7 @@ def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:
 
 def _row_digests(rows: torch.Tensor | None) -> list[str] | None:
     """One digest an image."""
-    return None if rows is None else [tensor_digest(row) for row in rows]
+    return None if rows is None else [tensor_digest(row) for row in rows.detach().cpu()]
 
 
 def _place(condition: Condition) -> str | None:
@@ -90,6 +91,7 @@ def _place(condition: Condition) -> str | None:
     return f"{value.device.type}, {str(value.dtype).removeprefix('torch.')}, torch {torch.__version__}"
 
 
+@functools.cache
 def _version(name: str) -> str:
     try:
         return metadata.version(name)

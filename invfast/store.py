@@ -101,8 +101,10 @@ class Store:
         except BaseException:
             self._forget(key, entry)
             raise
-        entry.size = entry.made.size()
-        entry.busy = False
+        with self._lock:
+            entry.size, entry.busy = entry.made.size(), False
+            if self._entries.get(key) is entry:
+                self._entries.move_to_end(key)
         self._make_room(entry.made.device)
 
     def has(self, key: Hashable) -> bool:

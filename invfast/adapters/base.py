@@ -21,7 +21,6 @@ from invfast.adapters.predictor import outside
 from invfast.adapters.reading import Reading
 from invfast.adapters.session import alone, session
 from invfast.ambient import numerics
-from invfast.fingerprint import Fingerprint
 from invfast.store import READY, Made
 from invfast.warned import warn
 
@@ -73,7 +72,8 @@ class Adapter(ABC):
         precompute: Sequence[str] | None = None,
     ) -> None:
         self.pipe = pipe
-        self.device = torch.device(pipe._execution_device)
+        # Where hooks move the network, only its pipeline knows where it will run.
+        self.device = torch.device(pipe._execution_device) if self.network.as_it_is else self.network.device
         elsewhere = getattr(runtime, "target", None) is not None
         asked = _network_dtype(dtype, self.network, self.device, elsewhere)
         self.runtime, self.dtype, self.reason, self._faster = runtimes.resolve(
@@ -118,14 +118,17 @@ class Adapter(ABC):
             yield self
 
     @cached_property
-    def network(self) -> Reading:
-        """What the network is, read once a call."""
-        return Reading(self.pipe.unet)
+    def read(self) -> dict[str, Reading]:
+        """The parts that shape a result as they are in this call, by what they are called in its provenance."""
+        return Reading.of(self.parts())
+
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """The modules that shape a result, the network among them."""
+        return {"network": self.pipe.unet}
 
     @property
-    def fingerprints(self) -> dict[str, Fingerprint]:
-        """Of the parts that shape a result, by what they are called in its provenance."""
-        return {"network": self.network.fingerprint}
+    def network(self) -> Reading:
+        return self.read["network"]
 
     @property
     def opaque(self) -> str | None:
@@ -241,7 +244,8 @@ class Adapter(ABC):
     def _precomputed(self, asked: Sequence[str] | None) -> tuple[str, ...]:
         if isinstance(asked, str):
             raise TypeError(f"precompute must be a sequence of names out of {PARTS}, got the text {asked!r}")
-        no = dict.fromkeys(PARTS, self.opaque) if self.opaque else refusals(self.pipe.unet)
+        unet = self.pipe.unet
+        no = dict.fromkeys(PARTS, self.opaque) if self.opaque else self.network.once("refusals", lambda: refusals(unet))
         if not self.runtime.precomputes:
             no = dict.fromkeys(PARTS, f"runtime {self.runtime.name!r} takes the network whole")
         if asked is None:

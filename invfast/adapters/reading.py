@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from invfast.adapters.clone import as_it_is, own_dtype
-from invfast.fingerprint import Fingerprint, Outline, outline, said, settled
+from invfast.fingerprint import Fingerprint, Outline, fingerprints, outline, said, settled
+
+T = TypeVar("T")
 
 _kept: weakref.WeakKeyDictionary[torch.nn.Module, _Seen] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -41,7 +43,21 @@ class Reading:
                     _kept[module] = seen
                 else:
                     _kept.pop(module, None)
-        self._seen = seen
+        self._seen, self._together = seen, [self]
+
+    @staticmethod
+    def of(modules: Mapping[str, torch.nn.Module]) -> dict[str, Reading]:
+        """Of several modules, whose weights are summed up together."""
+        each = {name: Reading(module) for name, module in modules.items()}
+        for one in each.values():
+            one._together = list(each.values())
+        return each
+
+    def once(self, name: str, find: Callable[[], T]) -> T:
+        """What follows from the module's structure alone, found once for as long as that is the same."""
+        if name not in self._seen.notes:
+            self._seen.notes[name] = find()
+        return self._seen.notes[name]
 
     @property
     def as_it_is(self) -> str | None:
@@ -59,6 +75,11 @@ class Reading:
         return self._seen.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self._seen.device
+
+    @property
     def parameters(self) -> int:
         return self._seen.parameters
 
@@ -70,7 +91,10 @@ class Reading:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What it is, its weights as they are at the first asking."""
-        return self._seen.outline.fingerprint()
+        found = fingerprints([each._seen.outline for each in self._together])
+        for each, its in zip(self._together, found, strict=True):
+            vars(each)["fingerprint"] = its  # that of the others, too
+        return self.__dict__["fingerprint"]
 
     @property
     def addresses(self) -> tuple[Any, ...]:
@@ -83,14 +107,22 @@ class Reading:
         return (self.fingerprint.exact, *self.addresses) if self.lasts else None
 
 
+def known(module: torch.nn.Module) -> bool:
+    """Whether it was read before and is as it was: without hooks, and nothing that only Python runs."""
+    with _lock:
+        seen = _kept.get(module)
+    return seen is not None and seen.holds()
+
+
 class _Seen:
     """All of a module but the values of its weights, and a picture of it to tell whether that is still so."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         parts, self.tensors = list(module.modules()), [*module.parameters(), *module.buffers()]
-        self.addresses = tuple(map(_address, self.tensors))
+        self.addresses, self.notes = tuple(map(_address, self.tensors)), {}
         self.as_it_is, self.dtype = as_it_is(module), own_dtype(module)
         self.opaque = self._opaque(module)
+        self.device = next(iter(self.tensors), torch.empty(0)).device
         self.parameters = sum(x.numel() for x in module.parameters())
         self.outline: Outline = outline(module)
         # A picture of what is managed would hold on to the module itself, through bound methods.

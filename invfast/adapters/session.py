@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from invfast.adapters.reading import known
 from invfast.locks import lock_of
 
 T = TypeVar("T")
@@ -108,11 +109,15 @@ def _lower(pipe: Any, calls: list[Call]) -> None:
     pipe._interrupt = False
 
 
+def _is_hooked(part: torch.nn.Module) -> bool:
+    return any(mark in vars(each) for each in part.modules() for mark in MOVING)
+
+
 @contextmanager
 def _exclusive(pipe: Any) -> Iterator[None]:
     """Holds the locks of those parts of a pipeline that hooks move or cast, always in one order."""
     parts = {id(part): part for part in pipe.components.values() if isinstance(part, torch.nn.Module)}
-    hooked = [part for part in parts.values() if any(mark in vars(m) for m in part.modules() for mark in MOVING)]
+    hooked = [part for part in parts.values() if not known(part) and _is_hooked(part)]
     with ExitStack() as stack:
         for part in sorted(hooked, key=id):
             stack.enter_context(lock_of(part))

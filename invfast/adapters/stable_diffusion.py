@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from invfast import images, runtimes
 from invfast.adapters.base import Adapter, Condition, Prompts, check_finite
-from invfast.adapters.clone import own_dtype, private
+from invfast.adapters.clone import private
 from invfast.adapters.conditioned import EMBEDS
-from invfast.adapters.reading import Reading
-from invfast.fingerprint import Fingerprint
 from invfast.locks import lock_of
 from invfast.store import READY, Made
 
@@ -34,14 +31,8 @@ class StableDiffusion(Adapter):
         config = pipe.unet.config
         return "cross_attention_dim" in config and config.in_channels == pipe.vae.config.latent_channels
 
-    @cached_property
-    def vae(self) -> Reading:
-        """What the VAE is, read once a call."""
-        return Reading(self.pipe.vae)
-
-    @property
-    def fingerprints(self) -> dict[str, Fingerprint]:
-        return {**super().fingerprints, "vae": self.vae.fingerprint}
+    def parts(self) -> dict[str, torch.nn.Module]:
+        return {**super().parts(), "vae": self.pipe.vae}
 
     @torch.no_grad()
     def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
@@ -53,10 +44,10 @@ class StableDiffusion(Adapter):
         latents = self.latents_of(image, height, width)
         if latents is not None:
             return latents
-        vae = self._vae()
+        vae, dtype = self._vae()
         pixels = images.to_pixels(image, self.pipe.vae_scale_factor, height, width)
         # Each alone: rounding would differ with the batch, and a batch of large images takes gigabytes.
-        x = torch.cat([vae.encode(each).latent_dist.mode() for each in pixels.to(self.device, own_dtype(vae)).split(1)])
+        x = torch.cat([vae.encode(each).latent_dist.mode() for each in pixels.to(self.device, dtype).split(1)])
         check_finite(x, "encoding")
         return (x.to(self.latent_dtype) - self._shift()) * vae.config.scaling_factor
 
@@ -67,9 +58,9 @@ class StableDiffusion(Adapter):
         Raises:
             FloatingPointError: the VAE's output is not finite.
         """
-        vae = self._vae()
+        vae, dtype = self._vae()
         x = latents / vae.config.scaling_factor + self._shift()
-        pixels = torch.cat([vae.decode(each, return_dict=False)[0] for each in x.to(own_dtype(vae)).split(1)])
+        pixels = torch.cat([vae.decode(each, return_dict=False)[0] for each in x.to(dtype).split(1)])
         check_finite(pixels, "decoding")
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
@@ -136,14 +127,14 @@ class StableDiffusion(Adapter):
         if not bool(embeds.isfinite().all()):
             raise ValueError(f"{name} has non-finite values")
 
-    def _vae(self) -> torch.nn.Module:
-        """The VAE in its own dtype, but float32 for a float16 one that overflows or sits on a CPU.
+    def _vae(self) -> tuple[torch.nn.Module, torch.dtype]:
+        """The VAE and the dtype it computes in: its own, but float32 for a float16 one that overflows or is on a CPU.
 
         Under hooks, or quantised, it stays what it is.
         """
-        vae, read = self.pipe.vae, self.vae
+        vae, read = self.pipe.vae, self.read["vae"]
         if read.as_it_is:
-            return vae
+            return vae, read.dtype
         half = read.dtype == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
         dtype, layout = torch.float32 if half else read.dtype, self.runtime.memory_format(self.device)
 
@@ -152,7 +143,8 @@ class StableDiffusion(Adapter):
             size = runtimes.beside(clone, read.addresses)
             return Made(clone, lambda: size, self.device, vae, cheap=True)
 
-        return make().value if read.key is None else READY.take(("vae", dtype, layout, *read.key), make)
+        found = make().value if read.key is None else READY.take(("vae", dtype, layout, *read.key), make)
+        return found, dtype
 
     def _shift(self) -> float:
         return self.pipe.vae.config.get("shift_factor") or 0.0

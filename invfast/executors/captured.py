@@ -122,7 +122,7 @@ class Captured:
             # A graph computes all images; those that are done are not counted.
             self.counts.evaluations = [count + (j in open_) for j, count in enumerate(before)]
             if k + 1 < stepper.iterations:
-                open_ = [j for j, still in enumerate(self.buffers[f"{WORK}open"].tolist()) if still]
+                open_ = [j for j, done in enumerate(self.buffers[f"{WORK}done"].tolist()) if not done]
                 if not open_:
                     break
 
@@ -176,18 +176,22 @@ class Captured:
         """Puts values into the buffers of their names, each before the buffer that it lies in is written to."""
         pending = {name: value for name, value in found.items() if value is not self.buffers.get(name)}
         while pending:
-            read = {name: {_memory(value) for other, value in pending.items() if other != name} for name in pending}
-            free = [n for n in pending if n not in self.buffers or _memory(self.buffers[n]) not in read[n]]
+            free = [name for name in pending if not self._is_read(name, pending)]
             if not free:  # they change places
                 buffers = set(map(_memory, self.buffers.values()))
                 name = next(n for n, value in pending.items() if _memory(value) in buffers)
                 pending[name] = pending[name].clone()
-            for name in free:
-                value = pending.pop(name)
-                if name in self.buffers:
-                    self.buffers[name].copy_(value)
-                else:
-                    self.buffers[name] = value.clone()
+            for name in [name for name in free if name not in self.buffers]:
+                self.buffers[name] = pending.pop(name).clone()
+            for dtype in {pending[name].dtype for name in free if name in pending}:  # one launch for all of a dtype
+                names = [name for name in free if name in pending and pending[name].dtype == dtype]
+                torch._foreach_copy_([self.buffers[n] for n in names], [pending.pop(n) for n in names])
+
+    def _is_read(self, name: str, pending: State) -> bool:
+        """Whether another value that is still to be copied lies in the buffer of this name."""
+        buffer = self.buffers.get(name)
+        others = (value for other, value in pending.items() if other != name)
+        return buffer is not None and any(_memory(value) == _memory(buffer) for value in others)
 
 
 @dataclass(frozen=True)

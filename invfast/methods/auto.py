@@ -98,11 +98,11 @@ class Adaptive(Implicit):
         new = super().iterate(k, step, work, predict, samples)
         if "left" not in work:
             return new
-        open_ = new["open"] & (work["left"] > (RESERVE if step.i == self.steps.start else 0))
-        return {**new, "open": open_, "left": work["left"] - open_.long()}
+        done = new["done"] | (work["left"] <= (RESERVE if step.i == self.steps.start else 0))
+        return {**new, "done": done, "left": work["left"] - 1 + done}
 
     def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
         new, sums = super().finish(step, state, work)
         if "left" in work:  # an image that the iterations ran out on was charged for one more
-            new["left"] = work["left"] + work["open"].long()
+            new["left"] = work["left"] + 1 - work["done"].long()
         return new, sums

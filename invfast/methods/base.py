@@ -133,7 +133,7 @@ class Stepper:
         raise NotImplementedError
 
     def iterate(self, k: int, step: Step, work: State, predict: Predict, samples: list[int] | None = None) -> State:
-        """Iteration k; "open" (B,) bool says which images want another."""
+        """Iteration k; "done" (B,) bool says which images want no other."""
         raise NotImplementedError
 
     def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:

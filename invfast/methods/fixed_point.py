@@ -109,7 +109,7 @@ class Implicit(Stepper):
         for k in range(self.method.iterations):
             work = self.iterate(k, step, work, predict, samples)
             if self.method.tolerance and k + 1 < self.method.iterations:
-                samples = [j for j, still in enumerate(work["open"].tolist()) if still]
+                samples = [j for j, done in enumerate(work["done"].tolist()) if not done]
                 if not samples:
                     break
         return self.finish(step, state, work)
@@ -133,8 +133,7 @@ class Implicit(Stepper):
         values = [*(work[f"value_{j}"] for j in known), f]
         residuals = [*(work[f"residual_{j}"] for j in known), *r] if r else []
         mixed = self._mix(values, residuals)
-        found = {"latents": mixed, "asked": y, "sums": sums}
-        found |= {f"output_{j}": o for j, o in enumerate(output)}
+        found = {"latents": mixed, "sums": sums, **self._asked(y, output)}
         if self.method.tolerance:
             found |= self._settle(f, found, work, rounding(predict.dtype, f))
         for name, history in (("value", values), ("residual", residuals)):
@@ -157,25 +156,34 @@ class Implicit(Stepper):
         return self.kernels.anderson_mix(values, residuals)
 
     def _settle(self, f: torch.Tensor, found: State, work: State, floor: float) -> State:
-        """An open image takes the iteration's result, and closes with f once its residual is small: below the
-        tolerance, or below the floor and no less than the one before.
+        """An image that is not done takes the iteration's result, and is done with f once its residual is small: below
+        the tolerance, or below the floor and no less than the one before.
         """
         ratio, limit = found["sums"][:, 0] / found["sums"][:, 1], self.method.tolerance**2
         if floor > self.method.tolerance and "ratio" in work:
             small = ratio < torch.where(ratio < work["ratio"], limit, floor**2)
         else:
             small = ratio < limit
-        found = {**found, "latents": torch.where(_per_sample(small, f), f, found["latents"])}
-        if "open" in work:
-            open_ = work["open"]
-            found = {name: torch.where(_per_sample(open_, new), new, work[name]) for name, new in found.items()}
-            return {**found, "open": open_ & ~small, "ratio": ratio}
-        return {**found, "open": ~small, "ratio": ratio}
+        if found["latents"] is not f:
+            found = {**found, "latents": torch.where(_per_sample(small, f), f, found["latents"])}
+        if "done" in work:
+            done = work["done"]
+            found = {name: torch.where(_per_sample(done, new), work[name], new) for name, new in found.items()}
+            small = done | small
+        return {**found, "done": small, "ratio": ratio}
+
+    def _asked(self, y: torch.Tensor, output: tuple[torch.Tensor, ...]) -> State:
+        """What the noise of this step is found from, where the next begins with it."""
+        if not self.order:
+            return {}
+        if self.network_predicts_noise:
+            return {"output_0": output[0].to(y.dtype)}
+        return {"asked": y, **{f"output_{j}": o for j, o in enumerate(output)}}
 
     def _predicted_noise(self, step: Step, work: State) -> torch.Tensor:
         outputs = [work[name] for name in ("output_0", "output_1") if name in work]
         if self.network_predicts_noise:
-            return outputs[0].to(work["latents"].dtype)
+            return outputs[0]
         return self.kernels.lincomb((work["asked"], *outputs), self.noise, step.index)[0]
 
 
