@@ -19,7 +19,7 @@ from invfast.adapters.fused import fused
 from invfast.adapters.precompute import PARTS, TIMES, Precomputed, TimeTable, reduced, refusals
 from invfast.adapters.predictor import outside
 from invfast.adapters.reading import Reading
-from invfast.adapters.session import alone, session
+from invfast.adapters.session import exclusive, session
 from invfast.ambient import numerics
 from invfast.store import READY, Made
 from invfast.warned import warn
@@ -62,7 +62,6 @@ class Adapter(ABC):
     description: ClassVar[str]
     """What the pipeline must be, for the error that lists what is supported."""
 
-    @alone
     def __init__(
         self,
         pipe: Any,
@@ -72,23 +71,31 @@ class Adapter(ABC):
         precompute: Sequence[str] | None = None,
     ) -> None:
         self.pipe = pipe
+        self._still = [part for name, part in self.parts().items() if not self.read[name].as_it_is]
+        """Parts without hooks that move or cast their weights."""
+        with exclusive(pipe, self._still):
+            if len(self._still) < len(self.read):
+                del self.read  # another call may have been moving it
+            self._choose(runtime, dtype, opaque)
+            self.precomputed = self._precomputed(precompute)
+        self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.quantised: str | None = None
+        """Digest of the int8 network, once `predictor` made it."""
+
+    def _choose(self, runtime: str, dtype: torch.dtype | str | None, opaque: str | None) -> None:
+        """Where the network runs, and in what."""
         # Where hooks move the network, only its pipeline knows where it will run.
-        self.device = torch.device(pipe._execution_device) if self.network.as_it_is else self.network.device
+        self.device = torch.device(self.pipe._execution_device) if self.network.as_it_is else self.network.device
         elsewhere = getattr(runtime, "target", None) is not None
-        asked = _network_dtype(dtype, self.network, self.device, elsewhere)
         self.runtime, self.dtype, self.reason, self._faster = runtimes.resolve(
             runtime,
             self.device,
-            asked,
+            _network_dtype(dtype, self.network, self.device, elsewhere),
             free=dtype is None,
             parameters=self.network.parameters,
             opaque=opaque or self.opaque,
             identity=lambda: self.identity,
         )
-        self.quantised: str | None = None
-        """Digest of the int8 network, once `predictor` made it."""
-        self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.precomputed = self._precomputed(precompute)
 
     @staticmethod
     @abstractmethod
@@ -114,7 +121,7 @@ class Adapter(ABC):
     @contextmanager
     def session(self) -> Iterator[Adapter]:
         """Leaves the pipeline as it was: interrupt flag, progress-bar settings, offloading."""
-        with session(self.pipe) as self._call:
+        with session(self.pipe, self._still) as self._call:
             yield self
 
     @cached_property

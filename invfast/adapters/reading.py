@@ -107,13 +107,6 @@ class Reading:
         return (self.fingerprint.exact, *self.addresses) if self.lasts else None
 
 
-def known(module: torch.nn.Module) -> bool:
-    """Whether it was read before and is as it was: without hooks, and nothing that only Python runs."""
-    with _lock:
-        seen = _kept.get(module)
-    return seen is not None and seen.holds()
-
-
 class _Seen:
     """All of a module but the values of its weights, and a picture of it to tell whether that is still so."""
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from invfast.adapters.reading import known
 from invfast.locks import lock_of
-
-T = TypeVar("T")
 
 NAMES = ("_interrupt", "_progress_bar_config")
 MOVING = ("_hf_hook", "_diffusers_hook")
@@ -49,30 +45,19 @@ _open: dict[int, _Shared] = {}
 
 
 @contextmanager
-def session(pipe: Any) -> Iterator[Call]:
+def session(pipe: Any, still: Collection[torch.nn.Module] = ()) -> Iterator[Call]:
     """Leaves a pipeline as it was, interrupt flag, progress-bar settings and offloading, once its last call ended.
 
     The flag stops every call that is under way on the pipeline, whichever thread's, and none that begins later. Where
-    hooks move or cast the weights, calls wait for one another.
+    hooks move or cast the weights, calls wait for one another; `still` are parts that are known to have no such hooks.
     """
-    with _exclusive(pipe):
+    with exclusive(pipe, still):
         call = _enter(pipe)
         try:
             yield call
         finally:
             if _leave(call):
                 pipe.maybe_free_model_hooks()
-
-
-def alone(function: Callable[..., T]) -> Callable[..., T]:
-    """A method (self, pipe, ...) that reads a pipeline's weights while no call moves or casts them."""
-
-    @functools.wraps(function)
-    def waiting(self: Any, pipe: Any, *given: Any, **named: Any) -> T:
-        with _exclusive(pipe):
-            return function(self, pipe, *given, **named)
-
-    return waiting
 
 
 def _enter(pipe: Any) -> Call:
@@ -114,10 +99,11 @@ def _is_hooked(part: torch.nn.Module) -> bool:
 
 
 @contextmanager
-def _exclusive(pipe: Any) -> Iterator[None]:
+def exclusive(pipe: Any, still: Collection[torch.nn.Module] = ()) -> Iterator[None]:
     """Holds the locks of those parts of a pipeline that hooks move or cast, always in one order."""
     parts = {id(part): part for part in pipe.components.values() if isinstance(part, torch.nn.Module)}
-    hooked = [part for part in parts.values() if not known(part) and _is_hooked(part)]
+    known = set(map(id, still))
+    hooked = [part for key, part in parts.items() if key not in known and _is_hooked(part)]
     with ExitStack() as stack:
         for part in sorted(hooked, key=id):
             stack.enter_context(lock_of(part))
