@@ -36,7 +36,7 @@ def checksums(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     sums = [[] for _ in tensors]
     words = [_words(tensor.detach()) for tensor in tensors]
     for device in {each.device for each in words}:
-        here = [(j, each) for j, each in enumerate(words) if each.device == device and len(each)]
+        here = [(j, each) for j, each in enumerate(words) if each.device == device and each.numel()]
         parts = list(_parts(here, on_cpu=device.type == "cpu"))
         if not parts:
             continue
@@ -59,20 +59,21 @@ def _parts(words: Numbered, on_cpu: bool) -> Iterator[Part]:
     """
     whole, rest = [], []
     for j, each in words:
-        cut = len(each) // BLOCK * BLOCK
-        whole += [(j, each[:cut])] if cut else []
-        rest += [(j, each[cut:])] if cut < len(each) else []
+        size = each.numel()
+        cut = size // BLOCK * BLOCK
+        whole += [(j, each[:cut] if cut < size else each)] if cut else []
+        rest += [(j, each[cut:] if cut else each)] if cut < size else []
     if on_cpu:
-        for j, each in (*whole, *(pair for pair in rest if len(pair[1]) > SMALL)):
-            rows = each.view(-1, BLOCK) if len(each) >= BLOCK else each.unsqueeze(0)
-            yield [(j, len(rows))], _sums(rows)
-        small = [(j, each) for j, each in rest if len(each) <= SMALL]
+        for j, each in (*whole, *(pair for pair in rest if pair[1].numel() > SMALL)):
+            rows = each.view(-1, BLOCK) if each.numel() >= BLOCK else each.unsqueeze(0)
+            yield [(j, rows.shape[0])], _sums(rows)
+        small = [(j, each) for j, each in rest if each.numel() <= SMALL]
         if small:
             yield [(j, 1) for j, _ in small], _sums_of_each([each for _, each in small])
         return
     for group in _groups(whole):
         rows = torch.cat([each for _, each in group]) if len(group) > 1 else group[0][1]
-        yield [(j, len(each) // BLOCK) for j, each in group], _sums_at_once(rows.view(-1, BLOCK))
+        yield [(j, each.numel() // BLOCK) for j, each in group], _sums_at_once(rows.view(-1, BLOCK))
     if rest:
         yield [(j, 1) for j, _ in rest], _sums_at_once(pad_sequence([each for _, each in rest], batch_first=True))
 
@@ -81,11 +82,11 @@ def _groups(whole: Numbered) -> Iterator[Numbered]:
     """Tensors that are copied side by side, CHUNK words or one tensor at a time."""
     group, size = [], 0
     for j, words in whole:
-        if group and size + len(words) > CHUNK:
+        if group and size + words.numel() > CHUNK:
             yield group
             group, size = [], 0
         group.append((j, words))
-        size += len(words)
+        size += words.numel()
     if group:
         yield group
 
@@ -97,7 +98,7 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
     if x.nbytes % 8 == 0 and flat.storage_offset() * flat.itemsize % 8 == 0:
         return flat.view(torch.int64)
     bits = flat.view(torch.uint8)  # a view at an odd offset cannot be read as words
-    return torch.nn.functional.pad(bits, (0, -len(bits) % 8)).clone().view(torch.int64)
+    return torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).clone().view(torch.int64)
 
 
 def _sums(rows: torch.Tensor) -> torch.Tensor:
@@ -118,8 +119,8 @@ def _sums(rows: torch.Tensor) -> torch.Tensor:
 def _sums_of_each(words: list[torch.Tensor]) -> torch.Tensor:
     """(n,) int64 sums of n short runs of words."""
     factors = _factors(words[0].device)
-    weighted = _folded(torch.cat(words)) * torch.cat([factors[: len(each)] for each in words])
-    ends = torch.tensor([len(each) for each in words]).cumsum(0) - 1
+    weighted = _folded(torch.cat(words)) * torch.cat([factors[: each.numel()] for each in words])
+    ends = torch.tensor([each.numel() for each in words]).cumsum(0) - 1
     return weighted.cumsum(0)[ends].diff(prepend=torch.zeros(1, dtype=torch.int64))
 
 

@@ -96,8 +96,11 @@ def forecast(schedule: Schedule, order: int, start: int = 0) -> torch.Tensor:
     level = schedule.sigma
     table = torch.zeros(schedule.num_steps, 1, 1 + order, dtype=torch.float64)
     table[:, 0, 0] = p
-    for i in range(start + 1, schedule.num_steps):
-        table[i, 0, 1:] = q[i] * _extrapolation(level[start + 1 : i + 1].flip(0)[:order], level[i + 1], order)
+    steps = torch.arange(start + 1, schedule.num_steps)
+    for length in range(1, order + 1):
+        i = steps[steps - start == length] if length < order else steps[steps - start >= order]
+        known = level[i.unsqueeze(-1) - torch.arange(length)]
+        table[i, 0, 1 : 1 + length] = q[i].unsqueeze(-1) * _extrapolation(known, level[i + 1])
     return table
 
 
@@ -283,13 +286,13 @@ def _table(columns: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.stack(columns, -1).unsqueeze(1)
 
 
-def _extrapolation(known: torch.Tensor, wanted: torch.Tensor, order: int) -> torch.Tensor:
-    """Lagrange weights at `wanted` for values at `known` (latest first), padded with zeros to `order`."""
-    weights = torch.zeros(order, dtype=torch.float64)
-    for j in range(len(known)):
-        others = torch.cat([known[:j], known[j + 1 :]])
-        weights[j] = ((wanted - others) / (known[j] - others)).prod()
-    if not bool(weights.isfinite().all()) or float(weights.abs().sum()) > HISTORY_WEIGHT_LIMIT:
-        weights = torch.zeros(order, dtype=torch.float64)
-        weights[0] = 1
-    return weights
+def _extrapolation(known: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """(n, k) Lagrange weights at `wanted` (n,) for values at `known` (n, k), latest first."""
+    columns = []
+    for j, own in enumerate(known.unbind(-1)):
+        others = torch.cat([known[:, :j], known[:, j + 1 :]], -1)
+        columns.append(((wanted.unsqueeze(-1) - others) / (own.unsqueeze(-1) - others)).prod(-1))
+    weights = torch.stack(columns, -1)
+    usable = weights.isfinite().all(-1) & (weights.abs().sum(-1) <= HISTORY_WEIGHT_LIMIT)
+    latest = torch.eye(known.shape[-1], dtype=torch.float64)[0]
+    return torch.where(usable.unsqueeze(-1), weights, latest)
