@@ -1,17 +1,23 @@
 """What only a GPU can show: kernels on the device, captured steps, launches; `benchmarks/gpu.sh` runs them all."""
 
+import warnings
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 from exact import as_exact_as_eager, steps_as_exact_as_eagers
 from test_methods import TWINS, schedule
+from together import together
 from toy import distance, noise_for, predictor
 
-from invfast import demo, invert, ops, reconstruct
+from invfast import demo, invert, ops, reconstruct, release
+from invfast.digests import checksums
 from invfast.executors import Captured, Plain, cuda_graphs
 from invfast.integrate import Hooks, integrate
 from invfast.methods import FixedPoint, Problem
+from invfast.methods.base import Linear
+from invfast.store import READY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -118,7 +124,110 @@ def test_a_captured_step_is_one_launch_and_no_wait():
     pipe = demo.load_pipeline().to("cuda")
     image, prompt = demo.load_images()["peach"]
     invert(pipe, image, prompt, method="ddim")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    both = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=both) as profile:
         invert(pipe, image, prompt, method="ddim")
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts.get("cudaGraphLaunch", 0) == 50
+    assert counts.get("cudaDeviceSynchronize", 0) <= 1  # the profiler's own
+
+
+@contextmanager
+def waits():
+    """Counts what makes the host wait for the device, as torch sees it."""
+    found = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found += [str(each.message) for each in caught if "synchronizing CUDA operation" in str(each.message)]
+
+
+def test_a_second_call_waits_three_times_outside_its_loop_and_once_at_its_end():
+    pipe, x = demo.load_pipeline().to("cuda"), torch.randn(1, 4, 16, 16, device="cuda")
+    for _ in range(2):
+        with waits() as found:
+            invert(pipe, x, "noto peach", method="ddim")
+    assert len(found) <= 4
+
+
+def test_a_step_that_residuals_end_waits_once_an_evaluation_and_wastes_none():
+    pipe, x = demo.load_pipeline().to("cuda"), torch.randn(1, 4, 16, 16, device="cuda")
+    for _ in range(2):
+        with waits() as found:
+            stats = invert(pipe, x, "noto peach", method="auto").stats
+        assert stats.samples == stats.evaluations[0]
+    assert len(found) <= stats.evaluations[0] + 4
+
+
+def test_overlapping_calls_record_and_replay_their_own():
+    pipes = [demo.load_pipeline().to("cuda") for _ in range(2)]
+    images = demo.load_images()
+
+    def runs(j):
+        return [
+            invert(pipes[(j + k) % 2], *images[name], method="ddim", num_inference_steps=10).latents
+            for k, name in enumerate(("peach", "coffee", "cat"))
+        ]
+
+    wanted = [runs(0), runs(1)]
+    release()
+    for found, each in zip(together(partial(runs, 0), partial(runs, 1)), wanted, strict=True):
+        assert all(distance(a, b) < 1e-5 for a, b in zip(found, each, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device here")
+def test_a_pipeline_on_another_device():
+    pipe = demo.load_pipeline().to("cuda:1")
+    captured, plain = captured_and_plain(pipe, "peach", method="anderson")
+    assert captured.stats.cuda_graph
+    assert captured.latents.device == plain.latents.device == torch.device("cuda", 1)
+
+
+def test_a_capture_that_fails_is_an_error_and_later_calls_go_on(monkeypatch):
+    pipe, x = demo.load_pipeline().to("cuda"), torch.randn(1, 4, 16, 16, device="cuda")
+    real, reading = Linear.step, []
+
+    def step(self, *given):
+        if reading:
+            float(given[1]["latents"].sum())  # reads the device
+        return real(self, *given)
+
+    release()
+    monkeypatch.setattr(Linear, "step", step)
+    reading.append(True)
+    with pytest.raises(RuntimeError, match="pass cuda_graph=False"):
+        invert(pipe, x, method="ddim")
+    reading.clear()
+    assert invert(pipe, x, method="ddim").stats.cuda_graph
+
+
+def test_three_sizes_in_rotation_are_recorded_once():
+    pipe = demo.load_pipeline().to("cuda")
+    sizes = [torch.randn(1, 4, h, 16, device="cuda") for h in (16, 24, 32)]
+    release()
+    for _ in range(3):
+        for x in sizes:
+            invert(pipe, x, method="ddim", num_inference_steps=10)
+    kept = [key for key in READY.contents() if key[0] == "graphs"]
+    assert len(kept) == 3
+
+
+def test_weights_are_channels_last_and_the_callers_stay():
+    pipe, x = demo.load_pipeline().to("cuda"), torch.randn(1, 4, 16, 16, device="cuda")
+    before = [(p.data_ptr(), p.stride()) for p in pipe.unet.parameters()]
+    invert(pipe, x, method="ddim", num_inference_steps=4)
+    assert [(p.data_ptr(), p.stride()) for p in pipe.unet.parameters()] == before
+    pipe.unet.to(memory_format=torch.channels_last)
+    release()
+    invert(pipe, x, method="ddim", num_inference_steps=4, precompute=())
+    assert [entry.size for key, entry in READY._entries.items() if key[0] == "network"] == [0]
+
+
+def test_checksums_do_not_know_the_device():
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(n, generator=generator) for n in (1, 3, 1023, 32768, 32769, 200001, 5_000_000)]
+    assert checksums([x.cuda() for x in tensors]) == checksums(tensors)
