@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from invfast.methods.base import State
 
 
+EVERY = 8
+"""Steps after which a device's sums are sent to the host: a copy and an event a step cost more than a replay."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What the caller wants to see or do between steps.
@@ -80,11 +84,11 @@ def integrate(take: Executor, state: State, schedule: Schedule, hooks: Hooks) ->
                 state = {**state, **changed}
             # A step's own sums say it too, and cost nothing; a callback may have put anything into the state.
             measured = squares is not None and hooks.on_step is None
-            finite.watch(taken, i, squares[:, 1] if measured else state["latents"].flatten(1).sum(1))
+            finite.watch(taken, i, state["latents"], squares[:, 1] if measured else None)
             if hooks.trajectory:
                 nodes.append(_to_host(state["latents"]))
         if taken:  # sums are of the last f; what a method made of it has no next step to show in
-            finite.watch(taken, i, state["latents"].flatten(1).sum(1))
+            finite.watch(taken, i, state["latents"])
         finite.close()
     with ordinary():
         return Run(
@@ -135,37 +139,55 @@ def _to_host(x: torch.Tensor) -> torch.Tensor:
 
 
 class _FiniteCheck:
-    """A sum of each image a step, read without ever making the device wait for the host."""
+    """A sum of each image a step: on a CPU looked at at once, elsewhere sent over every few steps, never waited for."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, schedule: Schedule, total: int) -> None:
         self.device, self.dtype, self.schedule, self.total = device, dtype, schedule, total
-        self.pending: deque[tuple[int, int, torch.Tensor, torch.cuda.Event | None]] = deque()
+        self.sums: list[torch.Tensor] = []
+        """(B,) of each step, on the device."""
+        self.steps: list[tuple[int, int]] = []
+        """What was watched: how many steps were taken, and the last one's number."""
+        self.unsent = 0
+        """The first row that is not on its way."""
+        self.sent: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
+        """The first row of what is on its way, the rows on the host, and when they are there."""
 
-    def watch(self, number: int, i: int, sums: torch.Tensor) -> None:
-        """Takes one number an image that is finite where all of the image is."""
-        event = None
-        if self.device.type == "cuda":
-            host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-            sums, event = host.copy_(sums, non_blocking=True), torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self.device))
-        self.pending.append((number, i, sums, event))
-        if self.device.type == "cpu" or event is not None:
-            self._read(wait=False)
+    def watch(self, number: int, i: int, latents: torch.Tensor, sums: torch.Tensor | None = None) -> None:
+        """Takes the state after a step, or one number an image that is finite where all of the image is."""
+        self.sums.append(latents.flatten(1).sum(1) if sums is None else sums)
+        self.steps.append((number, i))
+        if self.device.type == "cpu" or len(self.steps) % EVERY == 0:
+            self._send()
+        self._read(wait=self.device.type == "cpu")
 
     def close(self) -> None:
+        if self.unsent < len(self.steps):
+            self._send()
         self._read(wait=True)
 
+    def _send(self) -> None:
+        first, self.unsent = self.unsent, len(self.steps)
+        rows = torch.stack(self.sums[first:]) if self.unsent - first > 1 else self.sums[first].unsqueeze(0)
+        if self.device.type != "cuda":
+            self.sent.append((first, rows.cpu(), None))
+            return
+        host, event = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True), torch.cuda.Event()
+        host.copy_(rows, non_blocking=True)
+        event.record(torch.cuda.current_stream(self.device))
+        self.sent.append((first, host, event))
+
     def _read(self, wait: bool) -> None:
-        while self.pending:
-            number, i, sums, event = self.pending[0]
+        while self.sent:
+            first, rows, event = self.sent[0]
             if event is not None and not event.query():
                 if not wait:
                     return
                 event.synchronize()
-            self.pending.popleft()
-            bad = [j for j, total in enumerate(sums.tolist()) if not math.isfinite(total)]
-            if bad:
-                raise FloatingPointError(self._message(number, i, bad, len(sums)))
+            self.sent.popleft()
+            for (number, i), row in zip(self.steps[first:], rows.tolist(), strict=False):
+                bad = [j for j, total in enumerate(row) if not math.isfinite(total)]
+                if bad:
+                    raise FloatingPointError(self._message(number, i, bad, len(row)))
 
     def _message(self, number: int, i: int, bad: list[int], batch: int) -> str:
         names = ", ".join(str(j + 1) for j in bad[:8]) + (", ..." if len(bad) > 8 else "")

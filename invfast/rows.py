@@ -96,7 +96,7 @@ def forecast(schedule: Schedule, order: int, start: int = 0) -> torch.Tensor:
     level = schedule.sigma
     table = torch.zeros(schedule.num_steps, 1, 1 + order, dtype=torch.float64)
     table[:, 0, 0] = p
-    steps = torch.arange(start + 1, schedule.num_steps)
+    steps = torch.arange(schedule.num_steps)[start + 1 :]
     for length in range(1, order + 1):
         i = steps[steps - start == length] if length < order else steps[steps - start >= order]
         known = level[i.unsqueeze(-1) - torch.arange(length)]

@@ -49,6 +49,8 @@ class Graph:
 class Recorder:
     """Like `executors.cuda_graphs()`, on the CPU: a recording runs, but leaves memory as it found it."""
 
+    size = 0
+
     def __init__(self):
         self.made = []
 

@@ -65,6 +65,9 @@ class Cuda:
 
     empty_cache = synchronize
 
+    def memory_reserved(self, device):
+        return 1000 * sum(entry[0] == "end" for entry in self.log)
+
     def CUDAGraph(self):  # noqa: N802
         cuda = self
 
@@ -109,6 +112,7 @@ def test_all_of_it_happens_on_the_given_device(cuda):
     assert inside["replay"] == "default"
     assert ("waited for", own) in {entry[:2] for entry in cuda.log}
     assert (cuda.here.device, cuda.here.stream) == (0, "default")
+    assert recorder.size == 1000
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["ends", "its end fails too"])

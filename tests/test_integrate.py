@@ -1,5 +1,7 @@
 """The loop: what it records, how it stops."""
 
+import sys
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -8,6 +10,7 @@ from toy import network, predictor, run
 from invfast import Schedule
 from invfast.methods import DDIM, FixedPoint
 
+loop = sys.modules["invfast.integrate"]
 SCHEDULE = Schedule.from_scheduler(DDIMScheduler(set_alpha_to_one=False, steps_offset=1), 10)
 
 
@@ -67,3 +70,25 @@ def test_on_step_may_replace_the_state(x0):
     found = run(DDIM(), SCHEDULE, x0, on_step=on_step)
     assert seen == list(zip(range(1, 11), range(1, 1000, 100), strict=True))
     assert found.state["latents"].abs().max() == 0
+
+
+def test_a_device_reports_the_step_later_and_names_it(x0, monkeypatch):
+    """Elsewhere than on a CPU sums are sent over every few steps: here by a device that only calls itself another."""
+    real = loop._FiniteCheck.__init__
+
+    def elsewhere(self, device, *given):
+        real(self, device, *given)
+        self.device = torch.device("meta")
+
+    monkeypatch.setattr(loop._FiniteCheck, "__init__", elsewhere)
+    asked = []
+
+    def failing(x, t):
+        asked.append(1)
+        return x * (float("nan") if len(asked) == 3 else 0.5)
+
+    with pytest.raises(FloatingPointError, match="step 3 of 10"):
+        run(DDIM(), SCHEDULE, x0, predictor(3, function=failing))
+    assert len(asked) == loop.EVERY
+    asked[:] = [1] * 3  # this time nothing is wrong
+    assert run(DDIM(), SCHEDULE, x0, predictor(3, function=failing)).steps_taken == 10

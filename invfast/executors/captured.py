@@ -75,9 +75,9 @@ class Captured:
 
     @property
     def size(self) -> int:
-        """Bytes of its buffers; what the graphs themselves take lies in their memory pool."""
+        """Bytes of its buffers and of what the graphs compute in."""
         held = [*self.buffers.values(), *self.predict.static.values(), self.earlier, self.later]
-        return sum(x.nbytes for x in held) + (0 if self.sums is None else self.sums.nbytes)
+        return sum(x.nbytes for x in held) + (0 if self.sums is None else self.sums.nbytes) + self.recorder.size
 
     def begin(self, stepper: Stepper, predict: Predict) -> Captured:
         """Ready for a run: its condition goes to where the graphs read theirs; counts start anew."""

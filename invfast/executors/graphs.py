@@ -18,6 +18,9 @@ class Graph(Protocol):
 
 
 class Recorder(Protocol):
+    size: int
+    """Bytes that its graphs compute in."""
+
     def aside(self) -> AbstractContextManager[None]:
         """Where what will be recorded is run first."""
 
@@ -33,7 +36,7 @@ class CUDAGraphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.size = device, 0
         with torch.cuda.device(device):
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
@@ -55,7 +58,7 @@ class CUDAGraphs:
         """
         with _recording, self.aside():
             self.stream.synchronize()  # of this stream alone
-            graph = torch.cuda.CUDAGraph()
+            graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved(self.device)
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 body()
@@ -68,6 +71,7 @@ class CUDAGraphs:
                     "cuda_graph=False"
                 ) from error
             graph.capture_end()
+            self.size += max(0, torch.cuda.memory_reserved(self.device) - before)
         return _On(graph, self.device)
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
