@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from recorded import Recorder
+from test_capture import graphs  # noqa: F401
 from tiny import stable_diffusion
 
-from invfast import digests, invert, methods, reconstruct, release, run
+from invfast import digests, invert, methods, reconstruct, release
 from invfast.adapters import clone, reading
-from invfast.adapters.base import Adapter
 from invfast.methods import DDIM, Direct, FixedPoint
 from invfast.store import READY
 
@@ -162,18 +161,8 @@ def test_channels_last_weights_are_the_callers_own(counted, peach):
     assert sizes == {"network": 0}
 
 
-@pytest.fixture
-def graphs(monkeypatch):
-    recorder = Recorder()
-    monkeypatch.setattr(run, "cuda_graphs", lambda device: recorder)
-    monkeypatch.setattr(Adapter, "uncapturable", None)
-    release()
-    yield recorder.made
-    release()
-
-
 @pytest.mark.parametrize("method", ["ddim", "auto", "warm_start", "obelm", "edict", Direct(3.0), "negative_prompt"])
-def test_three_sizes_in_rotation_are_recorded_once(method, graphs):
+def test_three_sizes_in_rotation_are_recorded_once(method, graphs):  # noqa: F811
     pipe = stable_diffusion()
     sizes = [torch.full((1, 4, h, 8), 0.5) for h in (8, 12, 16)]
     for j in range(3):
@@ -184,7 +173,7 @@ def test_three_sizes_in_rotation_are_recorded_once(method, graphs):
 
 
 @pytest.mark.parametrize("method", [DDIM(), FixedPoint(9, "anderson", "linear", tolerance=1e-2), "auto"])
-def test_samples_are_what_ran_and_what_was_needed(method, graphs):
+def test_samples_are_what_ran_and_what_was_needed(method, graphs):  # noqa: F811
     pipe, x = stable_diffusion(), torch.full((1, 4, 8, 8), 0.5)
     plain = invert(pipe, x, method=method, cuda_graph=False, **SETTINGS).stats
     for _ in range(2):
@@ -194,7 +183,7 @@ def test_samples_are_what_ran_and_what_was_needed(method, graphs):
         assert found.samples == sum(found.evaluations)
 
 
-def test_another_numeric_flag_is_another_graph(graphs):
+def test_another_numeric_flag_is_another_graph(graphs):  # noqa: F811
     pipe, x = stable_diffusion(), torch.full((1, 4, 8, 8), 0.5)
     invert(pipe, x, **SETTINGS)
     before, own = len(graphs), torch.backends.mkldnn.matmul.fp32_precision
