@@ -21,11 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 def tables(found: Iterable[dict[str, Any]]) -> str:
     """One Markdown table a case: ms a step, times as fast as the baseline, error, share of the peak, memory."""
-    by_case: dict[str, list[dict[str, Any]]] = {}
-    for row in found:
-        by_case.setdefault(row["case"], []).append(row)
     parts = []
-    for case, group in by_case.items():
+    for case, group in _by_case(found).items():
         head = "| | ms (p20 to p80) | speed | error | peak | own GiB |\n|---|---|---|---|---|---|"
         lines = [f"\n**{case}**, batch 1\n\n{head}"]
         for row in group:
@@ -81,6 +78,43 @@ def op_tables(found: Iterable[dict[str, Any]]) -> str:
         figures = f"{row['speed']:.2f} x | {row['bytes'] / row['p50'] / 1e9:.1f} | {row['share_of_copy']:.0%} | {step}"
         lines.append(f"| {row['case']} | {row['runner']} | {us} | {figures} |")
     return "\n".join(lines) + f"\n\n{_place(row)}\n"
+
+
+def call_tables(found: Iterable[dict[str, Any]]) -> str:
+    """One Markdown table a case of whole calls on a GPU; what a row does not say stays empty."""
+    parts = []
+    for case, group in _by_case(found).items():
+        lines = [
+            f"\n**{case}**\n",
+            "| | ms a step (p20 to p80) | its loop | speed | beside reduce-overhead | evaluations | error | peak | own GiB |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [f"| {row['runner']} | {_call(row)} |" for row in group]
+        parts.append("\n".join(lines) + f"\n\n{_place(group[-1])}\n")
+    return "\n".join(parts)
+
+
+def _call(row: dict[str, Any]) -> str:
+    if "skipped" in row:
+        return f"not run: {row['skipped']} | | | | | | | "
+    step = 1e3 / row["steps"]
+    ms = f"{row['p50'] * step:.2f}" if "p50" in row else ""
+    spread = f" ({row['p20'] * step:.2f} to {row['p80'] * step:.2f})" if "p20" in row else ""
+    loop = row.get("loop", math.nan) * step
+    formats = {"speed": ".2f", "speed_graphs": ".2f", "evaluations": ".4g", "error": ".0e", "share_of_peak": ".0%"}
+    figures = [_figure(row.get(name, math.nan), form) for name, form in {**formats, "own_gib": ".1f"}.items()]
+    return " | ".join([ms + spread, _figure(loop, ".2f"), *figures])
+
+
+def _figure(value: float, form: str) -> str:
+    return "" if math.isnan(value) else f"{value:{form}}"
+
+
+def _by_case(found: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    by_case: dict[str, list[dict[str, Any]]] = {}
+    for row in found:
+        by_case.setdefault(row["case"], []).append(row)
+    return by_case
 
 
 def start_tables(found: Iterable[dict[str, Any]]) -> str:
