@@ -67,17 +67,39 @@ def chart(found: list[dict[str, Any]]) -> Image.Image:
 
 
 def op_tables(found: Iterable[dict[str, Any]]) -> str:
-    """One Markdown table of all ops: us, times as fast as the reference op, GB/s, share of a copy's and of a step."""
+    """One Markdown table of all ops: us, times as fast as the reference op, GB/s, share of a copy's and of a step.
+
+    What a row does not say stays empty.
+    """
     lines = [
         "| op, shape | | us (p20 to p80) | speed | GB/s | of a copy | of a step |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found:
-        us = f"{row['p50'] * 1e6:.1f} ({row['p20'] * 1e6:.1f} to {row['p80'] * 1e6:.1f})"
-        step = "" if math.isnan(row["share_of_step"]) else f"{row['share_of_step']:.4%}"
-        figures = f"{row['speed']:.2f} x | {row['bytes'] / row['p50'] / 1e9:.1f} | {row['share_of_copy']:.0%} | {step}"
+        if "skipped" in row:
+            lines.append(f"| {row['case']} | {row['runner']} | not run: {row['skipped']} | | | | |")
+            continue
+        spread = f" ({row['p20'] * 1e6:.1f} to {row['p80'] * 1e6:.1f})" if "p20" in row else ""
+        us = f"{row['p50'] * 1e6:.1f}{spread}"
+        speed, share, step = (
+            _figure(row.get(name, math.nan), form)
+            for name, form in (("speed", ".2f"), ("share_of_copy", ".0%"), ("share_of_step", ".4%"))
+        )
+        figures = f"{speed and speed + ' x'} | {row['bytes'] / row['p50'] / 1e9:.1f} | {share} | {step}"
         lines.append(f"| {row['case']} | {row['runner']} | {us} | {figures} |")
     return "\n".join(lines) + f"\n\n{_place(row)}\n"
+
+
+CALL_COLUMNS = (
+    "ms a step (p20 to p80)",
+    "its loop",
+    "speed",
+    "beside reduce-overhead",
+    "evaluations",
+    "error",
+    "peak",
+    "own GiB",
+)
 
 
 def call_tables(found: Iterable[dict[str, Any]]) -> str:
@@ -86,8 +108,8 @@ def call_tables(found: Iterable[dict[str, Any]]) -> str:
     for case, group in _by_case(found).items():
         lines = [
             f"\n**{case}**\n",
-            "| | ms a step (p20 to p80) | its loop | speed | beside reduce-overhead | evaluations | error | peak | own GiB |",
-            "|---|---|---|---|---|---|---|---|---|",
+            f"| | {' | '.join(CALL_COLUMNS)} |",
+            f"|{'---|' * (1 + len(CALL_COLUMNS))}",
         ]
         lines += [f"| {row['runner']} | {_call(row)} |" for row in group]
         parts.append("\n".join(lines) + f"\n\n{_place(group[-1])}\n")
@@ -96,7 +118,7 @@ def call_tables(found: Iterable[dict[str, Any]]) -> str:
 
 def _call(row: dict[str, Any]) -> str:
     if "skipped" in row:
-        return f"not run: {row['skipped']} | | | | | | | "
+        return f"not run: {row['skipped']}" + " | " * (len(CALL_COLUMNS) - 1)
     step = 1e3 / row["steps"]
     ms = f"{row['p50'] * step:.2f}" if "p50" in row else ""
     spread = f" ({row['p20'] * step:.2f} to {row['p80'] * step:.2f})" if "p20" in row else ""
