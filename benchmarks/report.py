@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def tables(found: Iterable[dict[str, Any]]) -> str:
 
 def _place(row: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-    return f"{row['machine']}; {versions}; commit {row['commit']}."
+    note = f" {row['note']}" if "note" in row else ""
+    return f"{row['machine']}; {versions}; commit {row['commit']}.{note}"
 
 
 def chart(found: list[dict[str, Any]]) -> Image.Image:
@@ -91,8 +92,9 @@ def op_tables(found: Iterable[dict[str, Any]]) -> str:
 
 
 CALL_COLUMNS = (
-    "ms a step (p20 to p80)",
-    "its loop",
+    "",
+    "ms an image and step (p20 to p80)",
+    "of them the loop",
     "speed",
     "beside reduce-overhead",
     "evaluations",
@@ -100,32 +102,57 @@ CALL_COLUMNS = (
     "peak",
     "own GiB",
 )
+SHORT = (
+    "diffusers eager",
+    "diffusers torch.compile",
+    "diffusers torch.compile reduce-overhead, channels_last",
+    "invfast eager",
+    "invfast compile",
+    "invfast compile, auto 1.05",
+)
+"""Runners of whole calls that the README has."""
 
 
 def call_tables(found: Iterable[dict[str, Any]]) -> str:
-    """One Markdown table a case of whole calls on a GPU; what a row does not say stays empty."""
+    """One Markdown table a case of whole calls on a GPU; what no row says has no column."""
     parts = []
     for case, group in _by_case(found).items():
-        lines = [
-            f"\n**{case}**\n",
-            f"| | {' | '.join(CALL_COLUMNS)} |",
-            f"|{'---|' * (1 + len(CALL_COLUMNS))}",
-        ]
-        lines += [f"| {row['runner']} | {_call(row)} |" for row in group]
-        parts.append("\n".join(lines) + f"\n\n{_place(group[-1])}\n")
+        table = _filled(CALL_COLUMNS, [_call(row) for row in group])
+        parts.append(f"\n**{case}**\n\n{table}\n\n{_place(group[-1])}\n")
     return "\n".join(parts)
 
 
-def _call(row: dict[str, Any]) -> str:
+def short_call_tables(found: Iterable[dict[str, Any]]) -> str:
+    """Of whole calls on SD1.5 one image's, of some runners time and speed alone."""
+    parts = []
+    for case, group in _by_case(found).items():
+        ran = [row for row in group if row["runner"] in SHORT and "p50" in row]
+        if not ran or not case.startswith("SD1.5 512 px, batch 1,"):
+            continue
+        table = _filled((case, "ms a step", "", "speed"), [_call(row)[:4] for row in ran], (0, 1, 3))
+        parts.append(f"{table}\n\n{_place(ran[-1])}\n")
+    return "\n".join(parts)
+
+
+def _call(row: dict[str, Any]) -> list[str]:
+    """The cells of a row, as CALL_COLUMNS has them."""
     if "skipped" in row:
-        return f"not run: {row['skipped']}" + " | " * (len(CALL_COLUMNS) - 1)
-    step = 1e3 / row["steps"]
+        return [row["runner"], f"not run: {row['skipped']}", *[""] * (len(CALL_COLUMNS) - 2)]
+    step = 1e3 / row["steps"] / row["batch"]
     ms = f"{row['p50'] * step:.2f}" if "p50" in row else ""
     spread = f" ({row['p20'] * step:.2f} to {row['p80'] * step:.2f})" if "p20" in row else ""
     loop = row.get("loop", math.nan) * step
     formats = {"speed": ".2f", "speed_graphs": ".2f", "evaluations": ".4g", "error": ".0e", "share_of_peak": ".0%"}
     figures = [_figure(row.get(name, math.nan), form) for name, form in {**formats, "own_gib": ".1f"}.items()]
-    return " | ".join([ms + spread, _figure(loop, ".2f"), *figures])
+    return [row["runner"], ms + spread, _figure(loop, ".2f"), *figures]
+
+
+def _filled(head: Sequence[str], lines: Sequence[Sequence[str]], kept: Sequence[int] | None = None) -> str:
+    """A Markdown table of the columns that are kept, by default the first and those with something in them."""
+    if kept is None:
+        kept = [0, *(j for j in range(1, len(head)) if any(line[j] for line in lines))]
+    rule = ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(line[j] for j in kept)} |" for line in (head, rule, *lines))
 
 
 def _figure(value: float, form: str) -> str:
@@ -184,23 +211,24 @@ def write(path: Path, mark: str, text: str) -> None:
     path.write_text(place.sub(lambda m: m[1] + text + m[2], content))
 
 
-SUITES = {
-    "runtimes": (tables, "README.md", "bench"),
-    "vae": (tables, "docs/runtimes.md", "vae"),
-    "start": (start_tables, "docs/runtimes.md", "start"),
-    "ops": (op_tables, "docs/kernels.md", "ops"),
-    "outside": (outside_tables, "docs/kernels.md", "outside"),
-}
-"""How a suite's rows are shown, on which page, between which marks."""
+SUITES = (
+    ("runtimes", tables, "README.md", "bench"),
+    ("gpu", short_call_tables, "README.md", "gpu"),
+    ("gpu", call_tables, "docs/runtimes.md", "gpu"),
+    ("vae", tables, "docs/runtimes.md", "vae"),
+    ("start", start_tables, "docs/runtimes.md", "start"),
+    ("ops", op_tables, "docs/kernels.md", "ops"),
+    ("gpu_ops", op_tables, "docs/kernels.md", "gpu-ops"),
+    ("outside", outside_tables, "docs/kernels.md", "outside"),
+)
+"""A suite, how its rows are shown, on which page, between which marks."""
 
 
 def main() -> None:
     """Prints the tables; with --write also into their pages, with docs/bench.png and the committed rows."""
-    for suite, (shown, page, mark) in SUITES.items():
+    for suite, shown, page, mark in SUITES:
         found = rows.newest(suite)
-        if not found:
-            continue
-        text = shown(found)
+        text = shown(found) if found else ""
         if not text:
             continue
         print(text)

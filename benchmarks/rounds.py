@@ -97,7 +97,7 @@ def _ready(case: Case, device: torch.device, began: float) -> tuple[dict[str, _R
             (call, _), own_gib = peak_gib(lambda make=make: _made(make), device)
             done, *_ = timed(call, device)  # the second: torch's own graphs are recorded in it
         except Exception as error:  # whatever a compiler raises: the others still run
-            left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            left_out[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             continue
         seconds = time.perf_counter() - start
         ready[name] = _Ready(call, done, case.error(name, done.output), own_gib, seconds)
