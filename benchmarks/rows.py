@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import platform
@@ -143,10 +142,15 @@ def place(device: str = "cpu") -> dict[str, Any]:
     names = ["invfast", "torch", "diffusers", "openvino"]
     if device == "cuda":
         machine, names = f"{_gpu()}; {machine}", [*names[:-1], "triton"]
-    versions = {name: metadata.version(name) for name in names if importlib.util.find_spec(name)}
+    versions = {name: metadata.version(name) for name in names if _is_installed(name)}
     if device == "cuda":
         versions["CUDA"] = torch.version.cuda
     return {"machine": machine, "versions": versions, "commit": os.environ.get("COMMIT") or _commit()}
+
+
+def _is_installed(name: str) -> bool:
+    # A module may come with a package of another name, as triton did with some builds of torch.
+    return any(metadata.distributions(name=name))
 
 
 def _commit() -> str:
