@@ -75,8 +75,13 @@ def measured(case: Case, device: torch.device, began: float) -> list[dict[str, A
         if number >= FEWEST and time.monotonic() - began > DONE_WITHIN:
             break
         peaks.append(rows.gemm_flops(case.dtype, device))
-        for runner in ready.values():
-            done, wall, event = timed(runner.call, device)
+        for name, runner in list(ready.items()):
+            try:
+                done, wall, event = timed(runner.call, device)
+            except Exception as error:
+                left_out[name] = _said(error)
+                del ready[name]
+                continue
             runner.walls.append(wall)
             runner.events.append(event)
             runner.loops.append(done.loop)
@@ -97,12 +102,16 @@ def _ready(case: Case, device: torch.device, began: float) -> tuple[dict[str, _R
             (call, _), own_gib = peak_gib(lambda make=make: _made(make), device)
             done, *_ = timed(call, device)  # the second: torch's own graphs are recorded in it
         except Exception as error:  # whatever a compiler raises: the others still run
-            left_out[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            left_out[name] = _said(error)
             continue
         seconds = time.perf_counter() - start
         ready[name] = _Ready(call, done, case.error(name, done.output), own_gib, seconds)
         print(f"{case.name}: {name} is ready after {seconds:.0f} s", flush=True)
     return ready, left_out
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _made(make: Callable[[], Call]) -> tuple[Call, Done]:

@@ -69,10 +69,28 @@ def test_runners_that_fail_or_come_too_late_are_left_out(stand_ins, monkeypatch)
         time.sleep(0.3)
         return fine()
 
-    found = rounds.measured(case(broken=broken, fine=fine, auto=slow, late=fine), CPU, time.monotonic())
+    runners = {"broken": broken, "fine": fine, "auto": slow, "late": fine}
+    found = rounds.measured(case(**runners), CPU, time.monotonic())
     assert [row["runner"] for row in found] == ["fine", "auto", "broken", "late"]
     assert [row.get("error") for row in found] == [0, 0.5, None, None]
     assert [row.get("skipped") for row in found[2:]] == ["RuntimeError: no such thing", "its part was 0.2 s old"]
+
+
+def test_a_runner_that_breaks_later_costs_no_other_its_row(stand_ins):
+    left = iter([calls.Done(torch.ones(1), 10)] * 3)
+
+    def breaks():
+        done = next(left, None)
+        if done is None:
+            raise ValueError("worn out")
+        return done
+
+    runners = {"breaks": lambda: breaks, "fine": lambda: lambda: calls.Done(torch.ones(1), 10)}
+    found = rounds.measured(case(**runners), CPU, time.monotonic())
+    assert [(row["runner"], row.get("rounds"), row.get("skipped")) for row in found] == [
+        ("fine", 3, None),
+        ("breaks", None, "ValueError: worn out"),
+    ]
 
 
 def test_rounds_end_in_time_but_not_before_there_are_a_few(stand_ins, monkeypatch):
