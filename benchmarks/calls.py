@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
     Args:
         output: the latents at the noise end, or what the network answered.
-        evaluations: of the network, on average over the images.
+        evaluations: that ran, needed or not, an image.
         loop: seconds of the loop alone, on the wall; NaN where that is all there is.
         graph: whether steps were replayed as CUDA graphs of ours; None where they are not ours.
     """
@@ -96,7 +96,7 @@ def ours(task: Task, runtime: str, method: str | Method = "ddim") -> Call:
     def call() -> Done:
         given = {"method": method, "num_inference_steps": task.steps, "runtime": runtime}
         found = invert(task.pipe, task.x, task.prompt, **given)
-        evaluations = sum(found.stats.evaluations) / len(task.x)
+        evaluations = found.stats.samples / len(task.x)
         return Done(found.latents, evaluations, found.stats.seconds, found.stats.cuda_graph)
 
     return call
