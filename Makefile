@@ -11,7 +11,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 
-.PHONY: demo test test-slow bench accuracy accuracy-quick kernels model model-eval docs lint setup clean
+.PHONY: demo test test-slow bench bench-gpu accuracy accuracy-quick kernels model model-eval docs lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.eval
@@ -24,6 +24,11 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only -q --timeout=0 -p no:xdist $(if $(CASE),-k "$(CASE)")
+	$(BIN)/python -m benchmarks.report
+
+# What needs a GPU, in parts of nine minutes: PART="sd15-b1 ops" for some of them.
+bench-gpu: $(VENV)/.test $(VENV)/.bench
+	PYTHON=$(BIN)/python benchmarks/gpu.sh $(PART)
 	$(BIN)/python -m benchmarks.report
 
 # Every method on the bundled model, at most 90 minutes on 2 cores; goes on where it was stopped.

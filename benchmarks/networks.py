@@ -99,15 +99,20 @@ def sd15_vae() -> AutoencoderKL:
     return _random(lambda: AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, **blocks))
 
 
-def sd15_pipeline() -> StableDiffusionPipeline:
-    """SD1.5's shapes as a pipeline, random weights, for whole calls of `invert`."""
+def sd15_pipeline(device: str | torch.device = "cpu") -> StableDiffusionPipeline:
+    """SD1.5's shapes as a pipeline, random weights drawn where they are to lie, for whole calls of `invert`.
+
+    Its text encoder has one layer of the twelve.
+    """
     tokenizer = demo.load_pipeline().tokenizer
     text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=1, num_attention_heads=12)
+    with torch.device(device):
+        vae, text_encoder, unet = sd15_vae(), _random(lambda: CLIPTextModel(text)), sd15()
     pipe = StableDiffusionPipeline(
-        vae=sd15_vae(),
-        text_encoder=_random(lambda: CLIPTextModel(text)),
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=sd15(),
+        unet=unet,
         scheduler=DDIMScheduler(**SCHEDULER, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None,
         feature_extractor=None,
@@ -117,11 +122,14 @@ def sd15_pipeline() -> StableDiffusionPipeline:
     return pipe
 
 
+SDXL_ADDED = {"text_embeds": (1280,), "time_ids": (6,)}
 CASES = {
     "bundled 64 px": Case(lambda: demo.load_pipeline().unet.eval(), 16, (12, 128), {}),
     "SD1.5 256 px": Case(sd15, 32, (77, 768), {}),
     "SD1.5 512 px": Case(sd15, 64, (77, 768), {}),
-    "SDXL 256 px": Case(lambda: _random(SDXL), 32, (77, 2048), {"text_embeds": (1280,), "time_ids": (6,)}),
+    "SDXL 256 px": Case(lambda: _random(SDXL), 32, (77, 2048), SDXL_ADDED),
 }
+SDXL_1024 = Case(lambda: _random(SDXL), 128, (77, 2048), SDXL_ADDED)
+"""For a GPU: on a CPU it takes minutes."""
 VAE = {f"SD1.5's VAE, {part.__name__.lower()} 256 px": (part, 256) for part in (Encode, Decode)}
 """Halves of an autoencoder, and the images' side."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
+import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -72,9 +73,9 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"p20": p20, "p50": p50, "p80": p80, "rounds": len(seconds)}
 
 
-def skipped(case: str, runner: str, dtype: str, why: str) -> dict[str, Any]:
+def skipped(case: str, runner: str, dtype: str, why: str, device: str = "cpu") -> dict[str, Any]:
     """A runner that was not run, and why."""
-    return {"case": case, "runner": runner, "dtype": dtype, "skipped": why, **place()}
+    return {"case": case, "runner": runner, "dtype": dtype, "skipped": why, **place(device)}
 
 
 def append(suite: str, found: Sequence[dict[str, Any]]) -> None:
@@ -109,28 +110,65 @@ def write(path: Path, found: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(each) + "\n" for each in found))
 
 
-def gemm_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of a matrix product, the best of three: what this machine can do right now."""
-    a, b = torch.ones(1536, 1536, dtype=dtype), torch.ones(1536, 1536, dtype=dtype)
+def gemm_flops(dtype: torch.dtype, device: str | torch.device = "cpu") -> float:
+    """FLOP/s of a matrix product, the best of three: what this device can do right now."""
+    device = torch.device(device)
+    # Large enough to fill a GPU, whose clock falls with the bits that flip: random ones there.
+    side, count, make = (8192, 10, torch.randn) if device.type == "cuda" else (1536, 1, torch.ones)
+    a, b = (make(side, side, dtype=dtype, device=device) for _ in range(2))
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        torch.mm(a, b)
+        for _ in range(count):
+            torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return 2 * 1536**3 / min(times)
+    return 2 * side**3 * count / min(times)
 
 
 @functools.cache
-def place() -> dict[str, Any]:
-    """Machine, versions and commit."""
+def place(device: str = "cpu") -> dict[str, Any]:
+    """Machine, versions and commit; for rows of a "cuda" device the machine begins with the GPU and its driver.
+
+    A checkout without git, such as a copy on a rented machine, is told its commit by the variable COMMIT.
+    """
     said = dict(line.split(":", 1) for line in _cpuinfo() if ":" in line)
     facts = {name.strip(): value.strip() for name, value in said.items()}
     has = [name for flag, name in INSTRUCTIONS.items() if flag in facts.get("flags", "").split()]
-    cpu = f"{facts.get('model name', platform.processor())}, {', '.join([*has, f'{torch.get_num_threads()} threads'])}"
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FOLDER.parents[1])
-    names = [name for name in ("invfast", "torch", "diffusers", "openvino") if importlib.util.find_spec(name)]
-    versions = {name: metadata.version(name) for name in names}
-    return {"machine": cpu, "versions": versions, "commit": git.stdout.strip()}
+    machine = (
+        f"{facts.get('model name', platform.processor())}, {', '.join([*has, f'{torch.get_num_threads()} threads'])}"
+    )
+    names = ["invfast", "torch", "diffusers", "openvino"]
+    if device == "cuda":
+        machine, names = f"{_gpu()}; {machine}", [*names[:-1], "triton"]
+    versions = {name: metadata.version(name) for name in names if _is_installed(name)}
+    if device == "cuda":
+        versions["CUDA"] = torch.version.cuda
+    return {"machine": machine, "versions": versions, "commit": os.environ.get("COMMIT") or _commit()}
+
+
+def _is_installed(name: str) -> bool:
+    # A module may come with a package of another name, as triton did with some builds of torch.
+    return any(metadata.distributions(name=name))
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parents[1]).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _gpu() -> str:
+    """Its name, and its driver where nvidia-smi is there to say it."""
+    name, command = torch.cuda.get_device_name(), shutil.which("nvidia-smi")
+    if command is None:
+        return name
+    asked = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(asked, capture_output=True, text=True).stdout.split()
+    return f"{name}, driver {lines[0]}" if lines else name
 
 
 def _cpuinfo() -> list[str]:

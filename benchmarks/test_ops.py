@@ -3,8 +3,10 @@
     python -m pytest benchmarks/test_ops.py --benchmark-only --timeout=0
 
 Gated columns are the implementations of `invfast.ops`, each against the reference op. "expression" is the plain float
-arithmetic without tables, steps or checks, and torch.compile of it: what a loop written by hand would run. Rows go to
-out/bench/ops.jsonl; `python -m benchmarks.report` makes the table of them.
+arithmetic without tables, steps or checks, and torch.compile of it: what a loop written by hand would run. On a GPU
+every runner is timed twice: called by the host, which takes longer to ask than most kernels to run, and inside a CUDA
+graph, as captured steps run it. Rows go to out/bench/ops.jsonl, a GPU's to gpu_ops.jsonl; `python -m benchmarks.report`
+makes tables of them.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ import pytest
 import torch
 
 from benchmarks import rows
+from benchmarks.device import recorded, wait
 from invfast import ops
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPES = [(1, 4, 64, 64), (4, 4, 64, 64), (16, 4, 128, 128), (64, 16, 128, 128)]
 ROUNDS, SLICE = 41, 2e-3  # rounds, and seconds a runner has in each
+GRAPH, IN_A_GRAPH = ", in a CUDA graph", 50  # calls that one graph holds, so that its own launch does not count
+HOW = ["", GRAPH] if DEVICE.type == "cuda" else [""]
+STEP_DTYPE = torch.float16 if DEVICE.type == "cuda" else torch.float32  # in which the network would run
 STEP_FLOPS = 0.803e12  # SD1.5 at 512 px, one evaluation: the network beside which an op at (1, 4, 64, 64) runs
 COLUMNS = 3  # of Anderson's history
 
@@ -74,44 +80,71 @@ def anderson_mix(shape) -> tuple[dict[str, Call], int]:
 OPS = {"lincomb": lincomb, "lincomb_residual": lincomb_residual, "anderson_mix": anderson_mix}
 
 
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_op(op, shape, benchmark):
+def test_op(op, shape, how, benchmark):
     """Rounds of every runner in turn: times, speed against the reference op, and bytes a second beside a copy."""
+    found = measured(op, shape, how, lambda one_round: benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1))
+    benchmark.extra_info["rows"] = found
+    # The tables of a CPU and of a GPU stand beside one another.
+    rows.append("ops" if DEVICE.type == "cpu" else "gpu_ops", found)
+
+
+def measured(op: str, shape, how: str, repeat: Callable[[Call], Any]) -> list[dict[str, Any]]:
+    """A row a runner; `repeat` runs a round many times, of which the first warms up."""
     with torch.inference_mode():
         runners, moved = OPS[op](shape)
         source = torch.randn(moved // 8, device=DEVICE)
         target = torch.empty_like(source)
         runners["copy"] = lambda: target.copy_(source)
+        left_out = {}
+        if how == GRAPH:
+            runners, left_out = _in_graphs(runners)
         calls = {name: _calls(call) for name, call in runners.items()}
         times: dict[str, list[float]] = {name: [] for name in runners}
         peaks: list[float] = []
 
         def one_round() -> None:
             if len(peaks) < 3:
-                peaks.append(rows.gemm_flops(torch.float32))
+                peaks.append(rows.gemm_flops(STEP_DTYPE, DEVICE))
             for name, call in runners.items():
-                times[name].append(_seconds(call, calls[name]))
+                times[name].append(_seconds(call, calls[name]) / (IN_A_GRAPH if how == GRAPH else 1))
 
-        benchmark.pedantic(one_round, rounds=ROUNDS, iterations=1, warmup_rounds=1)
-    found = [_row(op, shape, name, each[1:], times, moved, max(peaks)) for name, each in times.items()]
-    benchmark.extra_info["rows"] = found
-    rows.append("ops", found)
+        repeat(one_round)
+    case = f"{op} {shape}{how}"
+    found = [_row(case, name, times, moved, max(peaks), shape == SHAPES[0]) for name in times]
+    return found + [rows.skipped(case, name, "float32", why, DEVICE.type) for name, why in left_out.items()]
 
 
-def _row(op, shape, name, seconds, times, moved, peak) -> dict[str, Any]:
-    pairs = zip(times["reference"][1:], times["copy"][1:], seconds, strict=True)
-    speed, share = (statistics.median(each) for each in zip(*((r / s, c / s) for r, c, s in pairs), strict=True))
+def _in_graphs(runners: dict[str, Call]) -> tuple[dict[str, Call], dict[str, str]]:
+    """Each runner as a graph of many of its calls, and why others cannot be one."""
+    found, left_out = {}, {}
+    for name, call in runners.items():
+        try:
+            found[name] = recorded(call, IN_A_GRAPH, DEVICE)
+        except RuntimeError as error:
+            left_out[name] = str(error).splitlines()[0]
+    return found, left_out
+
+
+def _row(case, name, times, moved, peak, beside_a_step) -> dict[str, Any]:
+    seconds = times[name][1:]
     return {
-        "case": f"{op} {shape}",
+        "case": case,
         "runner": name,
         **rows.percentiles(seconds),
-        "speed": speed,
+        "speed": _ratio(times.get("reference"), times[name]),
         "bytes": moved,
-        "share_of_copy": share,
-        "share_of_step": statistics.median(seconds) / (STEP_FLOPS / peak) if shape == SHAPES[0] else math.nan,
-        **rows.place(),
+        "share_of_copy": _ratio(times.get("copy"), times[name]),
+        "share_of_step": statistics.median(seconds) / (STEP_FLOPS / peak) if beside_a_step else math.nan,
+        **rows.place(DEVICE.type),
     }
+
+
+def _ratio(base: list[float] | None, own: list[float]) -> float:
+    """How many times as fast: the median of ratios within a round, without the first."""
+    return math.nan if base is None else statistics.median(b / o for b, o in zip(base[1:], own[1:], strict=True))
 
 
 def _kernels() -> dict[str, ops.Kernels]:
@@ -133,6 +166,5 @@ def _seconds(call: Call, count: int) -> float:
     began = time.perf_counter()
     for _ in range(count):
         call()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
+    wait(DEVICE)
     return (time.perf_counter() - began) / count

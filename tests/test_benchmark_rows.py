@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
-from benchmarks import report, rows
+from benchmarks import outside, report, rows
+from invfast import invert
 
 
 def given(case, runner, machine="a", **more):
@@ -41,18 +43,38 @@ def test_nothing_was_run(keep):
 
 
 def test_a_report_commits_its_rows_and_fills_its_page(keep, tmp_path, monkeypatch, capsys):
-    found = [given("50 steps", "ddim", step=0.02, outside=0.0004)]
+    found = [given("50 steps", "ddim", step=0.02, outside=0.0004, around=0.0001)]
     keep("runs", *found)
     (tmp_path / "page.md").write_text("before <!-- m -->\nold\n<!-- /m --> after")
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    monkeypatch.setattr(report, "SUITES", {"suite": (report.outside_tables, "page.md", "m")})
+    monkeypatch.setattr(report, "SUITES", [("suite", report.outside_tables, "page.md", "m")])
     monkeypatch.setattr("sys.argv", ["report", "--write"])
     report.main()
     page = (tmp_path / "page.md").read_text()
-    assert "| ddim | 20.0 | 0.40 | 2.0% |" in page
+    assert "| ddim | 20.0 | 0.40 | 2.0% | 0.10 |" in page
     assert "old" not in page
-    assert "| ddim | 20.0 | 0.40 | 2.0% |" in capsys.readouterr().out
+    assert "| ddim | 20.0 | 0.40 | 2.0% | 0.10 |" in capsys.readouterr().out
     assert [json.loads(line) for line in (tmp_path / "committed" / "suite.jsonl").read_text().splitlines()] == found
     (tmp_path / "page.md").write_text("no marks")
     with pytest.raises(SystemExit, match="no <!-- m -->"):
         report.main()
+
+
+def test_rows_that_divide_by_the_loop_alone_are_not_shown_as_whole_calls(keep, tmp_path, monkeypatch):
+    keep("committed", given("50 steps", "ddim", step=0.02, outside=0.0004))
+    (tmp_path / "page.md").write_text("<!-- m -->\nold\n<!-- /m -->")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "SUITES", [("suite", report.outside_tables, "page.md", "m")])
+    monkeypatch.setattr("sys.argv", ["report", "--write"])
+    report.main()
+    assert "old" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["ddim", "warm_start"])
+def test_the_parts_of_a_whole_call_in_networks_kept_from_earlier_calls(tiny, method, monkeypatch):
+    monkeypatch.setattr(outside, "ROUNDS", 1)
+    before = outside.base.runtimes.prepared, outside.base.Conditioned, torch.autograd.grad
+    invert(tiny, torch.zeros(1, 4, 8, 8), "a cat", method=method, num_inference_steps=3, runtime="eager")
+    found = outside.share(tiny, torch.zeros(1, 4, 8, 8), "a cat", method, steps=3)
+    assert 0 < found.network < found.loop < found.call
+    assert before == (outside.base.runtimes.prepared, outside.base.Conditioned, torch.autograd.grad)
