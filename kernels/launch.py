@@ -20,7 +20,7 @@ MAP = (1024, 4)
 SUM = {torch.float32: (1024, 4), torch.float64: (512, 4)}
 MIX = {torch.float32: (1024, 4), torch.float64: (1024, 8)}
 # Up to this many elements one program serves a sample, in one launch. 16 blocks by one program took 14.3 us inside a
-# graph, of which a launch is 1.5 (H100): from three blocks on a second launch is the cheaper.
+# graph, of which a launch is 1.5 (H200): from three blocks on a second launch is the cheaper.
 WHOLE = 2048
 CHUNKS = 128  # most programs that share a sample
 EXACT = {"enable_fp_fusion": False}

@@ -1,6 +1,8 @@
 """What a call costs beside its network from the second on: nothing is copied, converted or walked over again."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -196,3 +198,20 @@ def test_another_numeric_flag_is_another_graph(graphs):  # noqa: F811
     before = len(graphs)
     invert(pipe, x, **SETTINGS)
     assert len(graphs) == before
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_pipeline_goes_with_its_last_user(captured, graphs, monkeypatch):  # noqa: F811
+    if not captured:
+        monkeypatch.undo()
+    pipe, x = stable_diffusion(), torch.full((1, 4, 8, 8), 0.5)
+    for method in ("ddim", "auto", "null_text"):
+        found = invert(pipe, x, method=method, **SETTINGS)
+        reconstruct(pipe, found, runtime="eager")
+    assert found.stats.cuda_graph == captured
+    assert READY.contents()
+    there = [weakref.ref(each) for each in (pipe, pipe.unet, pipe.vae, pipe.unet.conv_in.weight)]
+    del pipe
+    gc.collect()
+    assert [each() for each in there] == [None] * 4
+    assert not READY.contents()

@@ -41,7 +41,7 @@ MICROSECONDS = {
     "cpp": {"called": (13, 34), "captured": (1.9, 4.3, 6.2)},
     "triton": {"called": (85, 145), "captured": (1.5, 14.3, 11.9)},
 }
-"""What an op took at (1, 4, 64, 64) in float32 on an H100: of the host, from and to; of the device inside a CUDA graph,
+"""What an op took at (1, 4, 64, 64) in float32 on an H200: of the host, from and to; of the device inside a CUDA graph,
 lincomb, lincomb_residual, anderson_mix. triton's last two were taken before small samples were spread over programs."""
 
 REFERENCE = Kernels("reference", lincomb, lincomb_residual, anderson_mix, "asked for")
