@@ -12,9 +12,10 @@ from test_methods import schedule
 from together import WAIT, together
 from toy import predictor
 
-from invfast.executors import SHORTEST, Captured, graphs
+from invfast.executors import SHORTEST, Captured, Plain, graphs
 from invfast.integrate import Hooks, integrate
 from invfast.methods import DDIM, EDICT, OBELM, Auto, FixedPoint, Problem
+from invfast.methods.base import Stepper
 from invfast.ops.registry import checked, register
 
 
@@ -241,3 +242,28 @@ def test_an_evaluation_of_auto_launches_twelve_kernels_beside_the_network(x0):
     around += max(n for (_, piece), n in found.items() if piece == "finish")
     assert around + first <= 12
     assert more <= 14
+
+
+class Rotating(Stepper):
+    """Hands names around in a circle, some of them views of others, one of them empty."""
+
+    def __init__(self, steps):
+        self.steps = range(steps)
+
+    def init(self, state):
+        x = state["latents"]
+        return {"latents": x, "a": x + 1, "b": x + 2, "c": x + 3, "none": x[:0]}
+
+    def step(self, step, state, predict):
+        predict(state["latents"], step.t)
+        a, b, c = state["a"], state["b"], state["c"]
+        return {"latents": a.flip(0), "a": b, "b": c, "c": a, "none": state["none"][:0]}, None
+
+
+def test_names_may_change_places(x0):
+    grid, found = schedule(8), []
+    for make in (Plain, lambda *given: Captured(*given, grid, "cpu", Recorder())):
+        predict = predictor(3, torch.float32, dynamic_batch=False, function=network)
+        found.append(integrate(make(Rotating(8), predict), {"latents": x0.float()}, grid, Hooks()).state)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
