@@ -10,6 +10,7 @@ import tiny as networks
 import torch
 from exact import as_exact_as_eager
 from test_runtimes import ready
+from toy import distance
 
 from invfast import invert, release, runtimes
 from invfast.adapters.clone import private
@@ -181,3 +182,12 @@ def test_projections_that_are_more_than_plain_stay():
     fused(unet)
     assert all(hasattr(layer, "to_q") for layer in [first, *others[:1]])
     assert all(hasattr(layer, "to_qkv") for layer in others[1:])
+
+
+@pytest.mark.slow
+def test_a_float64_network_is_compiled_without_packing_its_weights(tiny):
+    options = {"method": "ddim", "num_inference_steps": 2, "dtype": "float64"}
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = invert(tiny, x, runtime="compile", **options)
+    assert found.stats.runtime == "compile"
+    assert distance(found.latents, invert(tiny, x, runtime="eager", **options).latents) < 1e-12

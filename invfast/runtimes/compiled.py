@@ -58,6 +58,7 @@ class Compile(Torch):
             return module(x, t, **static_inputs, return_dict=False)[0]
 
         cpu = spec.device.type == "cpu"
+        frozen = cpu and spec.dtype != torch.float64  # oneDNN packs no such weights
         mode = {"mode": "max-autotune-no-cudagraphs"} if self.autotune else {}
         # Dynamo keeps its results by code object, for ever, and refuses the ninth: each network has one of its own.
         network.__code__ = network.__code__.replace()
@@ -72,7 +73,7 @@ class Compile(Torch):
         logger.warning("compiling %s for this size, once a process: %s", type(module).__name__, self._takes(cpu))
         began = time.perf_counter()
         # Freezing is read when the graph is lowered, which is at this first call; patched here, never set globally.
-        with _one_at_a_time, _quiet(), torch._inductor.config.patch(freezing=cpu):
+        with _one_at_a_time, _quiet(), torch._inductor.config.patch(freezing=frozen):
             guarded(**example_inputs)
         logger.info("compiled in %.0f s", time.perf_counter() - began)
         return guarded
