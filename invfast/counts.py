@@ -25,3 +25,19 @@ class Counts:
     def anew(self) -> Counts:
         """Those of another run of as many images: none."""
         return Counts(len(self.evaluations))
+
+
+class Counted:
+    """What keeps counts of a run."""
+
+    counts: Counts
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Of each image, since the run began."""
+        return self.counts.evaluations
+
+    @property
+    def samples(self) -> int:
+        """Rows that the network computed, needed or not."""
+        return self.counts.samples

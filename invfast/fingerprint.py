@@ -7,37 +7,17 @@ loaded but switched off, changes nothing; an adapter's scale, FreeU, another act
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Number
-from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import FrozenDict
 
 from invfast.digests import checksums
+from invfast.words import NO_EFFECT, OWN, kind, of_object, of_value, said, tells
 
-_OWN = frozenset(vars(torch.nn.Module()))
-_NO_EFFECT = frozenset(
-    {
-        *(
-            "_hf_hook",
-            "_old_forward",
-            "_hf_peft_config_loaded",
-            "peft_config",
-            "_is_torch_compile",
-            "_compiled_call_impl",
-        ),
-        *("gradient_checkpointing", "_gradient_checkpointing_func", "use_slicing", "_chunk_size", "_chunk_dim"),
-        *("original_attn_processors", "fused_projections", "sliceable_head_dim"),
-        *("_use_memory_efficient_attention_xformers", "_use_npu_flash_attention", "set_use_memory_efficient_attention"),
-    }
-)
-"""Settings that change how or where a result is computed, or that it was prepared, not what it is."""
 _MOVING = ("GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerExecutionTrackerHook")
 """Hooks of diffusers that only place weights."""
 _ATTENTION = re.compile(r"(?:Fused|Sliced|XFormers)?(Attn(?:AddedKV)?)Processor(?:2_0|NPU)?")
@@ -48,9 +28,6 @@ _FUSED = {
 }
 _SCALE_SAYS_IT = frozenset({"r", "lora_alpha", "lora_dropout"})
 """What of an adapter its scaling holds already, or only training reads."""
-
-_ALIKE = (str, Number, type(None), torch.dtype, torch.device, BuiltinFunctionType, type)
-"""Kinds of values that words hold, and that do not change in place."""
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -135,31 +112,8 @@ def outline(module: torch.nn.Module) -> Outline:
         settings=_sha(sorted(f"{part.label}|{part.meaning}".encode() for part in meant)),
         exact=_ordered((f"{p.name}.{n}", x) for p in parts for n, x in p.tensors.items()),
         weights=_ordered((f"{p.label}.{n}", x) for p in meant for n, x in p.used.items()),
-        lasts=not borrowed and all(_tells(key, x) for part in module.modules() for key, x in vars(part).items()),
+        lasts=not borrowed and all(tells(key, x) for part in module.modules() for key, x in vars(part).items()),
     )
-
-
-def said(key: str, value: Any) -> str:
-    """A plain attribute of that name as words."""
-    return _said(value) if key == "processor" else _plain(value)
-
-
-def settled(key: str, value: Any) -> bool:
-    """Whether an attribute says the same for as long as it is the same object."""
-    if key in _OWN or isinstance(value, (*_ALIKE, torch.Tensor, FrozenDict)):
-        return True
-    return isinstance(value, tuple) and all(settled("", each) for each in value)
-
-
-def _tells(key: str, value: Any) -> bool:
-    """Whether words hold all of an attribute's value, which is copied with its module; a processor is not."""
-    if key in _OWN or key in _NO_EFFECT or isinstance(value, (*_ALIKE, torch.Tensor)):
-        return True
-    if isinstance(value, Mapping):
-        return all(_tells("", each) for each in value.values())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(_tells("", each) for each in value)
-    return key == "processor" and _kind(value).startswith("diffusers.")
 
 
 def _ordered(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[tuple[str, torch.Tensor], ...]:
@@ -201,7 +155,7 @@ class _Part:
     @property
     def meaning(self) -> str:
         """Class and settings that shape the result; one that is None is as one that is not there."""
-        what = {k: v for k, v in self.settings.items() if k not in _NO_EFFECT and v != "None"}
+        what = {k: v for k, v in self.settings.items() if k not in NO_EFFECT and v != "None"}
         if "processor" in what:
             what["processor"] = _attention(what["processor"])
         return f"{self.kind}|{sorted(what.items())}"
@@ -212,10 +166,10 @@ def _walk(name: str, label: str | None, part: torch.nn.Module, instead: Tensors 
     held = _held(part)
     wraps = isinstance(part, torch._dynamo.OptimizedModule)
     adapts = hasattr(part, "adapter_layer_names") and "base_layer" in part._modules  # a layer of peft's
-    plain = vars(part).keys() - _OWN - held.keys()
+    plain = vars(part).keys() - OWN - held.keys()
     settings = {key: _setting(part, key, vars(part)[key]) for key in plain}
     own = None if wraps or adapts else label
-    yield _Part(name, _kind(part), settings, held, own, held if instead is None else instead)
+    yield _Part(name, kind(part), settings, held, own, held if instead is None else instead)
     fused = _fused(part)
     for key, child in part._modules.items():
         if child is None:
@@ -235,7 +189,7 @@ def _active(label: str, layer: Any) -> Iterator[_Part]:
     """What each of a layer's adapters adds: nothing where it is switched off, merged, or scaled by zero."""
     scaling = getattr(layer, "scaling", {})
     on = [] if layer.disable_adapters or layer.merged else [a for a in layer.active_adapters if scaling.get(a, 1) != 0]
-    every = {key: value for key, value in vars(layer).items() if key not in _OWN | _SCALE_SAYS_IT} | layer._modules
+    every = {key: value for key, value in vars(layer).items() if key not in OWN | _SCALE_SAYS_IT} | layer._modules
     stores = {k: v for k, v in every.items() if isinstance(v, (dict, torch.nn.ModuleDict, torch.nn.ParameterDict))}
     for rank, adapter in enumerate(sorted(on)):
         plain, tensors = {}, {}
@@ -245,7 +199,7 @@ def _active(label: str, layer: Any) -> Iterator[_Part]:
             elif isinstance(value, torch.Tensor):
                 tensors[key] = value
             elif key not in _SCALE_SAYS_IT:
-                plain[key] = _plain(value)
+                plain[key] = of_value(value)
         if tensors:
             yield _Part("", "adapter", plain, {}, f"{label}+{rank}", tensors)
 
@@ -276,7 +230,7 @@ def _held(part: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _setting(part: torch.nn.Module, key: str, value: Any) -> str:
     """A plain attribute as words; "None" where it is what the module has without it."""
     if key == "_diffusers_hook":
-        return repr([_said(hook) for hook in value.hooks.values() if type(hook).__name__ not in _MOVING] or None)
+        return repr([of_object(hook) for hook in value.hooks.values() if type(hook).__name__ not in _MOVING] or None)
     if key == "forward" and ({"_hf_hook", "_diffusers_hook"} & set(vars(part)) or _is_its_own(part, value)):
         return "None"
     return said(key, value)
@@ -290,38 +244,6 @@ def _attention(said: str) -> str:
     """A processor as what it computes: the fused, sliced and memory-efficient ones compute the same."""
     alike = _ATTENTION.fullmatch(said.partition("|")[0].rpartition(".")[2])
     return alike[1] if alike and said.startswith("diffusers.") else said
-
-
-def _said(value: Any) -> str:
-    """An object that is no module: its class and, where it is diffusers' own, its scales; counters are no setting."""
-    kind = _kind(value)
-    plain = vars(value) if kind.startswith("diffusers.") and hasattr(value, "__dict__") else {}
-    return f"{kind}|{sorted((k, _plain(v)) for k, v in plain.items() if isinstance(v, (float, str, torch.dtype)))}"
-
-
-def _kind(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _plain(value: Any) -> str:
-    """What a value says without its address."""
-    if isinstance(value, (str, Number, type(None))):
-        return repr(value.item() if hasattr(value, "item") else value)
-    if isinstance(value, Mapping):
-        # Private keys of a config say where it came from, and which values are defaults in an order that changes.
-        public = ((str(key), _plain(each)) for key, each in value.items() if not str(key).startswith("_"))
-        return repr(sorted(public))
-    if isinstance(value, (list, tuple)):
-        return repr([_plain(each) for each in value])
-    if isinstance(value, (set, frozenset)):
-        return repr(sorted(_plain(each) for each in value))
-    if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, type)):
-        return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, functools.partial):
-        return repr([_plain(value.func), _plain(value.args), _plain(value.keywords)])
-    if isinstance(value, (torch.dtype, torch.device)):
-        return str(value)
-    return _kind(value)
 
 
 def _sha(pieces: Iterable[bytes]) -> str:

@@ -138,8 +138,16 @@ def _to_host(x: torch.Tensor) -> torch.Tensor:
     return x.detach().to("cpu", copy=True)
 
 
+def _on_its_way(x: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+    """A copy on the host, and when it is there."""
+    host, event = torch.empty(x.shape, dtype=x.dtype, pin_memory=True), torch.cuda.Event()
+    host.copy_(x, non_blocking=True)
+    event.record(torch.cuda.current_stream(x.device))
+    return host, event
+
+
 class _FiniteCheck:
-    """A sum of each image a step: on a CPU looked at at once, elsewhere sent over every few steps, never waited for."""
+    """A sum of each image a step: on a CPU looked at at once, on a GPU sent over every few steps, never waited for."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, schedule: Schedule, total: int) -> None:
         self.device, self.dtype, self.schedule, self.total = device, dtype, schedule, total
@@ -156,7 +164,7 @@ class _FiniteCheck:
         """Takes the state after a step, or one number an image that is finite where all of the image is."""
         self.sums.append(latents.flatten(1).sum(1) if sums is None else sums)
         self.steps.append((number, i))
-        if self.device.type == "cpu" or len(self.steps) % EVERY == 0:
+        if self.device.type == "cpu" or (self.device.type == "cuda" and len(self.steps) % EVERY == 0):
             self._send()
         self._read(wait=self.device.type == "cpu")
 
@@ -168,13 +176,7 @@ class _FiniteCheck:
     def _send(self) -> None:
         first, self.unsent = self.unsent, len(self.steps)
         rows = torch.stack(self.sums[first:]) if self.unsent - first > 1 else self.sums[first].unsqueeze(0)
-        if self.device.type != "cuda":
-            self.sent.append((first, rows.cpu(), None))
-            return
-        host, event = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True), torch.cuda.Event()
-        host.copy_(rows, non_blocking=True)
-        event.record(torch.cuda.current_stream(self.device))
-        self.sent.append((first, host, event))
+        self.sent.append((first, *(_on_its_way(rows) if self.device.type == "cuda" else (rows.cpu(), None))))
 
     def _read(self, wait: bool) -> None:
         while self.sent:

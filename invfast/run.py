@@ -130,10 +130,10 @@ def run(
         with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
             found = integrate(take, state, grid, replace(hooks, progress=bar.update))
         # Before the executor is handed back: another thread's run starts its counts anew.
-        counted = tuple(take.evaluations), take.samples
+        evaluations, samples = tuple(take.counts.evaluations), take.counts.samples
     stats = Stats(
-        evaluations=counted[0],
-        samples=counted[1],
+        evaluations=evaluations,
+        samples=samples,
         seconds=found.seconds,
         residual=found.residual,
         runtime=model.runtime.name,

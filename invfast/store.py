@@ -13,15 +13,19 @@ import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
 
 CPU = torch.device("cpu")
+CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may use, in either version of its control groups."""
 NUMBER = 32
 """How many things are kept: a pipeline takes six in one size, both ways, captured; four in each size more."""
 SHARE = 1 / 4
@@ -181,14 +185,25 @@ class Store:
             self._forget(*self._orphans.popleft())
 
 
+def beside(module: torch.nn.Module, addresses: Iterable[tuple[Any, ...]]) -> int:
+    """Bytes of a private module's tensors that do not lie at the given addresses, (address, ...) each."""
+    owners = {address for address, *_ in addresses}
+    own = {x.data_ptr(): x.nbytes for x in chain(module.parameters(), module.buffers())}
+    return sum(size for address, size in own.items() if address not in owners)
+
+
 def memory(device: torch.device) -> int:
-    """Bytes that a device has."""
+    """Bytes that a device has, or this process's container may use of them."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # no POSIX system
-        return 8 * 2**30
+        found = 8 * 2**30
+    for path in CONTAINER:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            found = min(found, int(path.read_text()))
+    return found
 
 
 READY = Store()

@@ -145,6 +145,23 @@ def fail():
     raise RuntimeError("operation failed due to a previous error during capture")
 
 
+def test_a_capture_that_only_its_end_finds_invalid_is_a_failed_one(cuda, monkeypatch):
+    real = cuda.CUDAGraph
+
+    def made():
+        graph = real()
+        graph.capture_end = lambda: fail()
+        return graph
+
+    monkeypatch.setattr(cuda, "CUDAGraph", made)
+    recorder = graphs.cuda_graphs(SECOND)
+    before = recorder.stream
+    with pytest.raises(RuntimeError, match=r"previous error during capture.*pass cuda_graph=False"):
+        recorder.record(lambda: None)
+    assert recorder.stream is not before
+    assert not graphs._recording.locked()
+
+
 def test_an_interrupt_is_not_called_a_failed_capture(cuda):
     def body():
         raise KeyboardInterrupt

@@ -23,7 +23,8 @@ ALLOWED = {
     "stored": {"plain"},
     "inversion": {"ambient", "schedule", "methods", "plain", "stored"},
     "digests": set(),
-    "fingerprint": {"digests"},
+    "words": set(),
+    "fingerprint": {"digests", "words"},
     "ambient": set(),
     "warned": set(),
     "provenance": {"schedule", "methods", "adapters", "ambient", "digests", "fingerprint"},
@@ -55,6 +56,7 @@ ALLOWED = {
         "locks",
         "store",
         "warned",
+        "words",
     },
     "api": {
         "ambient",

@@ -72,23 +72,41 @@ def test_on_step_may_replace_the_state(x0):
     assert found.state["latents"].abs().max() == 0
 
 
-def test_a_device_reports_the_step_later_and_names_it(x0, monkeypatch):
-    """Elsewhere than on a CPU sums are sent over every few steps: here by a device that only calls itself another."""
+class Event:
+    """Of a copy that is there once it was asked for twice, or waited for."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def query(self):
+        self.asked += 1
+        return self.asked > 1
+
+    def synchronize(self):
+        self.asked = 2
+
+
+@pytest.mark.parametrize(("device", "noticed"), [("cuda", loop.EVERY + 1), ("mps", 10)])
+def test_a_device_reports_the_step_later_and_names_it(device, noticed, x0, monkeypatch):
+    """By a device that only calls itself another: sums come back every few steps, or at the end, and none is lost."""
     real = loop._FiniteCheck.__init__
 
-    def elsewhere(self, device, *given):
-        real(self, device, *given)
-        self.device = torch.device("meta")
+    def elsewhere(self, _, *given):
+        real(self, torch.device(device), *given)
 
     monkeypatch.setattr(loop._FiniteCheck, "__init__", elsewhere)
+    monkeypatch.setattr(loop, "_on_its_way", lambda x: (x.clone(), Event()))
     asked = []
 
     def failing(x, t):
         asked.append(1)
-        return x * (float("nan") if len(asked) == 3 else 0.5)
+        return x * (float("nan") if len(asked) == bad else 0.5)
 
-    with pytest.raises(FloatingPointError, match="step 3 of 10"):
-        run(DDIM(), SCHEDULE, x0, predictor(3, function=failing))
-    assert len(asked) == loop.EVERY
-    asked[:] = [1] * 3  # this time nothing is wrong
+    for bad in (3, 8, 9, 10):
+        asked.clear()
+        with pytest.raises(FloatingPointError, match=f"step {bad} of 10"):
+            run(DDIM(), SCHEDULE, x0, predictor(3, function=failing))
+        assert len(asked) == (noticed if bad <= loop.EVERY else 10)
+    asked.clear()
+    bad = None  # this time nothing is wrong
     assert run(DDIM(), SCHEDULE, x0, predictor(3, function=failing)).steps_taken == 10

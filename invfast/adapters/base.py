@@ -21,7 +21,7 @@ from invfast.adapters.predictor import outside
 from invfast.adapters.reading import Reading
 from invfast.adapters.session import exclusive, session
 from invfast.ambient import numerics
-from invfast.store import READY, Made
+from invfast.store import beside
 from invfast.warned import warn
 
 DTYPES = {
@@ -135,6 +135,7 @@ class Adapter(ABC):
 
     @property
     def network(self) -> Reading:
+        """The network as it is in this call."""
         return self.read["network"]
 
     @property
@@ -227,26 +228,22 @@ class Adapter(ABC):
         clone = reduced(clone, self.precomputed) if self.precomputed else clone
         return fused(clone) if self.runtime.fuses(self.device) and not self.opaque else clone
 
-    def _table(self, before: Precomputed, times: torch.Tensor, dtype: torch.dtype) -> TimeTable | None:
-        def make() -> Made:
-            table = before.times(times.to(self.device))
-            return Made(table, lambda: table.rows.nbytes if table else 0, self.device, self.pipe.unet, cheap=True)
-
-        if TIMES not in self.precomputed or self.network.key is None:
-            return make().value
-        return READY.take(("times", tuple(times.tolist()), times.dtype, dtype, self.device, *self.network.key), make)
-
     def _before(self, dtype: torch.dtype) -> Precomputed:
         """What the network is spared, ready like the network itself."""
+        unet, read, parts = self.pipe.unet, self.network, self.precomputed
+        if not parts:
+            return Precomputed(unet, parts, dtype)
+        return read.keep(
+            ("precomputed", parts, dtype),
+            lambda: Precomputed(unet, parts, dtype),
+            lambda made: beside(made.layers, read.addresses),
+        )
 
-        def make() -> Made:
-            made = Precomputed(self.pipe.unet, self.precomputed, dtype)
-            size = runtimes.beside(made.layers, self.network.addresses)
-            return Made(made, lambda: size, self.device, self.pipe.unet, cheap=True)
-
-        if not self.precomputed or self.network.key is None:
-            return make().value
-        return READY.take(("precomputed", self.precomputed, dtype, self.device, *self.network.key), make)
+    def _table(self, before: Precomputed, times: torch.Tensor, dtype: torch.dtype) -> TimeTable | None:
+        if TIMES not in self.precomputed:
+            return None
+        what = ("times", tuple(times.tolist()), times.dtype, dtype)
+        return self.network.keep(what, lambda: before.times(times.to(self.device)), lambda table: table.rows.nbytes)
 
     def _precomputed(self, asked: Sequence[str] | None) -> tuple[str, ...]:
         if isinstance(asked, str):
@@ -294,13 +291,3 @@ def _network_dtype(
     if dtype == torch.float16 and slow and not elsewhere:
         warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16")
     return dtype
-
-
-def check_finite(x: torch.Tensor, doing: str) -> None:
-    """Raises FloatingPointError where the VAE left its range."""
-    bad = [str(j + 1) for j, ok in enumerate(x.isfinite().flatten(1).all(1).tolist()) if not ok]
-    if bad:
-        raise FloatingPointError(
-            f"the VAE's output became non-finite {doing} image {', '.join(bad[:8])} of {len(x)}, dtype "
-            f"{str(x.dtype).removeprefix('torch.')}; load the VAE in float32, or set its config's force_upcast"
-        )

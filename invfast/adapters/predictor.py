@@ -8,11 +8,11 @@ from typing import Self
 
 import torch
 
-from invfast.counts import Counts
+from invfast.counts import Counted, Counts
 from invfast.runtimes import Network
 
 
-class Predictor:
+class Predictor(Counted):
     """Calls the network for a batch, or for some of its images where the runtime takes any batch.
 
     Args:
@@ -47,16 +47,6 @@ class Predictor:
         self.dtype, self.dynamic_batch = dtype, dynamic_batch
         self.input_dtype, self.batched_time = input_dtype or dtype, batched_time
         self.counts = Counts(batch)
-
-    @property
-    def evaluations(self) -> list[int]:
-        """Of each image."""
-        return self.counts.evaluations
-
-    @property
-    def samples(self) -> int:
-        """Rows that the network computed."""
-        return self.counts.samples
 
     def bound(self, static: Mapping[str, torch.Tensor]) -> Self:
         """The same of another condition, with counts of its own."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property
 from operator import is_
 from typing import Any, TypeVar
@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 import torch
 
 from invfast.adapters.clone import as_it_is, own_dtype
-from invfast.fingerprint import Fingerprint, Outline, fingerprints, outline, said, settled
+from invfast.fingerprint import Fingerprint, Outline, fingerprints, outline
+from invfast.store import READY, Made
+from invfast.words import said, settled
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class Reading:
                     _kept[module] = seen
                 else:
                     _kept.pop(module, None)
-        self._seen, self._together = seen, [self]
+        self._module, self._seen, self._together = module, seen, [self]
 
     @staticmethod
     def of(modules: Mapping[str, torch.nn.Module]) -> dict[str, Reading]:
@@ -100,6 +102,22 @@ class Reading:
     def addresses(self) -> tuple[Any, ...]:
         """Where its weights lie, and their dtypes and strides."""
         return self._seen.addresses
+
+    def keep(self, what: tuple[Hashable, ...], make: Callable[[], T], size: Callable[[T], int]) -> T:
+        """What `make` makes of it in a moment, the same as in the last calls for as long as it is and lies as it did.
+
+        Args:
+            what: what is made, and all that shapes it beside the module.
+            make: makes it.
+            size: of it, the bytes that are not the module's own.
+        """
+
+        def made() -> Made:
+            value = make()
+            held = size(value)
+            return Made(value, lambda: held, self.device, self._module, cheap=True)
+
+        return made().value if self.key is None else READY.take((*what, self.device, *self.key), made)
 
     @property
     def key(self) -> tuple[Any, ...] | None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from invfast import images, runtimes
-from invfast.adapters.base import Adapter, Condition, Prompts, check_finite
+from invfast import images
+from invfast.adapters.base import Adapter, Condition, Prompts
 from invfast.adapters.clone import private
 from invfast.adapters.conditioned import EMBEDS
 from invfast.locks import lock_of
-from invfast.store import READY, Made
+from invfast.store import beside
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -48,7 +48,7 @@ class StableDiffusion(Adapter):
         pixels = images.to_pixels(image, self.pipe.vae_scale_factor, height, width)
         # Each alone: rounding would differ with the batch, and a batch of large images takes gigabytes.
         x = torch.cat([vae.encode(each).latent_dist.mode() for each in pixels.to(self.device, dtype).split(1)])
-        check_finite(x, "encoding")
+        _check_finite(x, "encoding")
         return (x.to(self.latent_dtype) - self._shift()) * vae.config.scaling_factor
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ class StableDiffusion(Adapter):
         vae, dtype = self._vae()
         x = latents / vae.config.scaling_factor + self._shift()
         pixels = torch.cat([vae.decode(each, return_dict=False)[0] for each in x.to(dtype).split(1)])
-        check_finite(pixels, "decoding")
+        _check_finite(pixels, "decoding")
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     def guidance(self, scale: float) -> float:
@@ -137,14 +137,19 @@ class StableDiffusion(Adapter):
             return vae, read.dtype
         half = read.dtype == torch.float16 and (self.device.type == "cpu" or vae.config.force_upcast)
         dtype, layout = torch.float32 if half else read.dtype, self.runtime.memory_format(self.device)
-
-        def make() -> Made:
-            clone = private(vae, dtype, layout)
-            size = runtimes.beside(clone, read.addresses)
-            return Made(clone, lambda: size, self.device, vae, cheap=True)
-
-        found = make().value if read.key is None else READY.take(("vae", dtype, layout, *read.key), make)
-        return found, dtype
+        return read.keep(
+            ("vae", dtype, layout), lambda: private(vae, dtype, layout), lambda made: beside(made, read.addresses)
+        ), dtype
 
     def _shift(self) -> float:
         return self.pipe.vae.config.get("shift_factor") or 0.0
+
+
+def _check_finite(x: torch.Tensor, doing: str) -> None:
+    """Raises FloatingPointError where the VAE left its range."""
+    bad = [str(j + 1) for j, ok in enumerate(x.isfinite().flatten(1).all(1).tolist()) if not ok]
+    if bad:
+        raise FloatingPointError(
+            f"the VAE's output became non-finite {doing} image {', '.join(bad[:8])} of {len(x)}, dtype "
+            f"{str(x.dtype).removeprefix('torch.')}; load the VAE in float32, or set its config's force_upcast"
+        )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from invfast.counts import Counted, Counts
 from invfast.schedule import Step
 
 if TYPE_CHECKING:
@@ -21,19 +22,14 @@ class Executor(Protocol):
     captured: bool
     """Whether its steps are CUDA graphs."""
 
-    @property
-    def evaluations(self) -> list[int]:
-        """Of each image, since the run began; what was run to warm up is among them."""
-
-    @property
-    def samples(self) -> int:
-        """Rows that the network computed, needed or not."""
+    counts: Counts
+    """Since the run began; what was run to warm up is among them."""
 
     def __call__(self, step: Step, state: State) -> tuple[State, torch.Tensor | None]:
         """What `Stepper.step` returns; the state may lie in memory that the next call overwrites."""
 
 
-class Plain:
+class Plain(Counted):
     """Calls the stepper."""
 
     captured = False
@@ -42,12 +38,8 @@ class Plain:
         self.stepper, self.predict, self.dtype = stepper, predict, predict.dtype
 
     @property
-    def evaluations(self) -> list[int]:
-        return self.predict.counts.evaluations
-
-    @property
-    def samples(self) -> int:
-        return self.predict.counts.samples
+    def counts(self) -> Counts:
+        return self.predict.counts
 
     def __call__(self, step: Step, state: State) -> tuple[State, torch.Tensor | None]:
         return self.stepper.step(step, state, self.predict)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from invfast.counts import Counts
+from invfast.counts import Counted, Counts
 from invfast.executors.graphs import Graph, Recorder
 from invfast.schedule import Schedule, Step
 
@@ -29,7 +29,7 @@ WORK = "work."
 """Before the names of what the pieces of a step hand on."""
 
 
-class Captured:
+class Captured(Counted):
     """Takes steps like `stepper.step`, by graphs: one a phase, or one a piece where residuals cut steps short.
 
     Args:
@@ -64,14 +64,6 @@ class Captured:
         self.graphs: dict[object, _Recorded] = {}
         self.warm: set[object] = set()
         self.counts: Counts = self.predict.counts
-
-    @property
-    def evaluations(self) -> list[int]:
-        return self.counts.evaluations
-
-    @property
-    def samples(self) -> int:
-        return self.counts.samples
 
     @property
     def size(self) -> int:

@@ -52,7 +52,8 @@ class CUDAGraphs:
                 current.wait_stream(own)
 
     def record(self, body: Callable[[], object]) -> Graph:
-        """
+        """A graph of what `body` queues, kept apart from all else that threads queue meanwhile.
+
         Raises:
             RuntimeError: it cannot be recorded; names the first error and the remedy.
         """
@@ -62,6 +63,7 @@ class CUDAGraphs:
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 body()
+                graph.capture_end()
             except BaseException as error:
                 self._abandon(graph)
                 if not isinstance(error, Exception):
@@ -70,7 +72,6 @@ class CUDAGraphs:
                     f"a step cannot be captured as a CUDA graph ({type(error).__name__}: {error}); pass "
                     "cuda_graph=False"
                 ) from error
-            graph.capture_end()
             self.size += max(0, torch.cuda.memory_reserved(self.device) - before)
         return _On(graph, self.device)
 

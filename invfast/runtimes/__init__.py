@@ -13,7 +13,7 @@ from invfast.runtimes.compiled import Compile
 from invfast.runtimes.eager import Eager
 from invfast.runtimes.onnxruntime_ import CUDA, TENSORRT, ONNXRuntime
 from invfast.runtimes.openvino import OpenVINO
-from invfast.runtimes.prepared import beside, prepared, ready
+from invfast.runtimes.prepared import prepared, ready
 from invfast.runtimes.selftest import bfloat16_on_cpu
 from invfast.runtimes.tensorrt import TensorRT
 from invfast.warned import warn
@@ -217,7 +217,6 @@ __all__ = [
     "Runtime",
     "Spec",
     "ahead_of_time",
-    "beside",
     "bfloat16_on_cpu",
     "prepared",
     "ready",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any
 
 import torch
 
 from invfast.runtimes.base import Network, Runtime, Spec
-from invfast.store import READY, Made
+from invfast.store import READY, Made, beside
 
 
 def prepared(
@@ -22,14 +21,14 @@ def prepared(
     if not runtime.exports and not spec.lasts:
         return runtime.prepare(make(), example_inputs, spec)
 
-    def ready() -> Made:
+    def anew() -> Made:
         module = make()
         network = runtime.prepare(module, example_inputs, spec)
         size = beside(module, spec.addresses()) if runtime.shares else expected
         return Made(network, lambda: size, spec.device, spec.owner if runtime.shares else None, not runtime.exports)
 
     expected = spec.parameters * spec.dtype.itemsize if runtime.exports else 0
-    found = READY.take(key(runtime, example_inputs, spec), ready, expected, spec.device)
+    found = READY.take(key(runtime, example_inputs, spec), anew, expected, spec.device)
     caller = getattr(found, "caller", None)
     return found if caller is None else caller()
 
@@ -47,9 +46,3 @@ def key(runtime: Runtime, example_inputs: Mapping[str, torch.Tensor], spec: Spec
     shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in example_inputs.items())
     calibration = spec.calibration and repr(spec.calibration.says)
     return ("network", runtime.name, *network, spec.device, spec.dtype, calibration, shapes)
-
-
-def beside(module: torch.nn.Module, addresses: tuple[Any, ...]) -> int:
-    """Bytes of a private module that are not the caller's own."""
-    own = {x.data_ptr(): x.nbytes for x in chain(module.parameters(), module.buffers())}
-    return sum(size for address, size in own.items() if address not in {each[0] for each in addresses})
