@@ -150,7 +150,7 @@ def invert(
         node = stepper.steps.start + found.steps_taken
         kept = {name: found.state[name] for name in stepper.keep if name in found.state}
         if second and chosen.refiner(second[0], node):
-            kept, stats = run.refine(model, chosen, *second, found, node, stats)
+            kept, stats = run.refine(model, chosen, *second, found, node, stats, cuda_graph)
     inversion = Inversion(
         latents=found.state["latents"],
         init_latents=x.clone(),

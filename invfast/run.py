@@ -74,11 +74,19 @@ def second(
 
 
 def refine(
-    model: Adapter, method: Method, problem: Problem, condition: Condition, first: Run, node: int, stats: Stats
+    model: Adapter,
+    method: Method,
+    problem: Problem,
+    condition: Condition,
+    first: Run,
+    node: int,
+    stats: Stats,
+    cuda_graph: bool | None = None,
 ) -> tuple[State, Stats]:
     """The method's second pass: what it keeps, and how both passes went together."""
     stepper = method.refiner(problem, node)
-    found, own = run(model, problem, stepper, first.state, condition, hooks(model, None, (), False), method)
+    none = hooks(model, None, (), False)
+    found, own = run(model, problem, stepper, first.state, condition, none, method, cuda_graph)
     if found.steps_taken < len(stepper.steps):
         logger.warning("interrupted while refining, after %d of %d steps", found.steps_taken, len(stepper.steps))
     both = replace(

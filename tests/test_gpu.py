@@ -231,3 +231,15 @@ def test_checksums_do_not_know_the_device():
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(n, generator=generator) for n in (1, 3, 1023, 32768, 32769, 200001, 5_000_000)]
     assert checksums([x.cuda() for x in tensors]) == checksums(tensors)
+
+
+@pytest.mark.parametrize("method", ["null_text", "prompt_tuning"])
+def test_the_iterations_of_null_text_are_graphs(method, peach):
+    pipe = demo.load_pipeline().to("cuda")
+    plain, captured = (
+        invert(pipe, peach, prompt="a peach", method=method, num_inference_steps=6, cuda_graph=graphs)
+        for graphs in (False, None)
+    )
+    assert captured.stats.evaluations == plain.stats.evaluations
+    for name, value in plain.state.items():
+        assert distance(captured.state[name].cpu(), value.cpu()) < 1e-3, name

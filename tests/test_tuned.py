@@ -37,7 +37,8 @@ def schedule(steps=6, prediction="epsilon"):
 def network(x, t, encoder_hidden_states):
     """Smooth, and led by the mean and the product of its embeddings; no sample sees another."""
     e = encoder_hidden_states.to(x.dtype)
-    shift, gain = e.mean((1, 2)).reshape(-1, 1, 1, 1), e.sin().prod(1).mean(1).reshape(-1, 1, 1, 1)
+    first, second, third = e.sin().unbind(1)  # prod(1) takes another way back under a dispatch mode
+    shift, gain = e.mean((1, 2)).reshape(-1, 1, 1, 1), (first * second * third).mean(1).reshape(-1, 1, 1, 1)
     phase = torch.ones((), dtype=x.dtype) * t / 200  # without reading the time: it also runs inside a recording
     return 0.5 * x + 0.4 * torch.sin(2 * x + phase + shift) + 0.3 * gain * torch.cos(x)
 
@@ -170,6 +171,56 @@ def test_direct_returns_to_the_image_and_leaves_edits_to_the_network(x0):
     problem, predict = setting(nodes, x, tuple(e + 0.2 for e in embeds), 7.5)
     plain = integrate(Plain(DDIM().sampler(problem, 6), predict), {"latents": x}, nodes, Hooks()).state["latents"]
     assert distance(both[3:], plain) < 1e-12
+
+
+def tuned_both_ways(method, x0):
+    """(state, executor) of the second pass taken plainly and by graphs, and the stand-in for these."""
+    nodes, x0, embeds = schedule(), x0.float(), embeddings(3, torch.float32)
+    problem, predict = setting(nodes, x0, embeds, 1.0)
+    way = integrate(Plain(method.inverter(problem), predict), {"latents": x0}, nodes, Hooks()).state
+    found, recorder = [], Recorder()
+    for captured in (False, True):
+        problem, predict = setting(nodes, x0, embeds, method.guidance_scale)
+        stepper = method.refiner(problem, 6)
+        take = Captured(stepper, predict, nodes, "cpu", recorder) if captured else Plain(stepper, predict)
+        found.append((integrate(take, way, nodes, Hooks()).state, take))
+    return *found, recorder
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_tuning_by_graphs_is_plain_bit_for_bit(name, x0):
+    (plain, counted), (captured, recounted), recorder = tuned_both_ways(TUNED[name][0], x0)
+    assert all(torch.equal(plain[each], captured[each]) for each in plain)
+    assert counted.evaluations == recounted.evaluations
+    assert len(recorder.made) == (4 if TUNED[name][0].tolerance else 1)
+    calls = {str(function) for graph in recorder.made for function, *_ in graph.calls}
+    assert not [call for call in calls if "aten.index.Tensor" in call or "aten.index_put" in call]  # lists to upload
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_tuning_waits_for_flags_only_where_a_tolerance_asks(name, x0, monkeypatch):
+    method, waits = TUNED[name][0], []
+    for reads in ("tolist", "item", "__bool__", "__int__", "__float__", "cpu", "numpy"):
+        real = getattr(torch.Tensor, reads)
+        monkeypatch.setattr(torch.Tensor, reads, lambda x, *a, r=real, n=reads: (waits.append(n), r(x, *a))[1])
+    settled = []
+    monkeypatch.setattr(Captured, "__call__", _counting(Captured.__call__, waits, settled))
+    tuned_both_ways(method, x0)
+    replayed = settled[2:]  # later steps: the first was plain, the second recorded and looked at once
+    if not method.tolerance:
+        assert replayed == [(0, calls) for _, calls in replayed]
+    else:
+        assert all(reads <= most - 1 for reads, most in replayed)  # one an iteration, none for the other branch
+
+
+def _counting(call, waits, settled):
+    def counted(self, step, state):
+        reads, most = len(waits), max(self.evaluations)
+        found = call(self, step, state)
+        settled.append((len(waits) - reads, max(self.evaluations) - most))
+        return found
+
+    return counted
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from invfast.adapters.predictor import Predictor
+from invfast.adapters.predictor import Predictor, scatter
 
 EMBEDS = "encoder_hidden_states"
 Static = dict[str, torch.Tensor]
@@ -39,49 +39,48 @@ class Conditioned(Predictor):
         x: torch.Tensor,
         t: torch.Tensor,
         embeds: torch.Tensor,
-        samples: Sequence[int],
+        samples: list[int] | None = None,
         gradient: bool = False,
     ) -> tuple[torch.Tensor, Pullback | None]:
-        """One branch of some images, 0 the conditional one: its output, and on request how the embeddings shape it.
-
-        Where images may not be left out the network is asked for all of them, in one batch of this branch.
+        """One branch, 0 the conditional one: its output, and on request how the embeddings shape it.
 
         Args:
             which: 0 or 1.
-            x, embeds: of all images, (B, C, h, w) and (B, tokens, width).
-            samples: the n images that count, in ascending order; output and gradient are of these alone.
+            x, embeds: (B, C, h, w) and (B, tokens, width).
+            samples: the images that count, in ascending order; None for all. The rows of others hold anything finite.
+                The network is asked for these alone where it may be.
             gradient: whether to return, as second value, the map from a cotangent of the output to one of the
                 embeddings, in their dtype; it can be called once.
 
         Raises:
             RuntimeError: the network's output cannot be differentiated.
         """
-        batch = len(self.counts.evaluations)
-        asked = list(samples) if self.dynamic_batch else list(range(batch))
-        self.counts.add(len(asked), samples)
-        chosen = [which * batch + j for j in asked]
-        static = {name: value[chosen] for name, value in self.static.items() if name != EMBEDS}
-        x, embeds = x[asked].to(self.input_dtype), embeds[asked]
-        wanted = [asked.index(j) for j in samples]
-        if not gradient:
+        batch = len(x)
+        some = self.dynamic_batch and samples is not None and len(samples) < batch
+        self.counts.add(len(samples) if some else batch, samples)
+        static = {n: value.chunk(self.branches)[which] for n, value in self.static.items() if n != EMBEDS}
+        x = x.to(self.input_dtype)
+        if some:
+            x, embeds = x[samples], embeds[samples]
+            static = {name: value[samples] for name, value in static.items()}
+        if gradient:
+            output, pullback = self._differentiable(x, t, static, embeds)
+        else:
             output = self._ask(x, t, **static, **{EMBEDS: self.prompt(embeds.to(self.input_dtype))})
-            return output[wanted], None
-        return self._differentiable(x, t, static, embeds, wanted)
+            pullback = None
+        if not some:
+            return output, pullback
+        return scatter(output, samples, batch), pullback and (lambda c: scatter(pullback(c[samples]), samples, batch))
 
     def _differentiable(
-        self,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        static: dict[str, torch.Tensor],
-        embeds: torch.Tensor,
-        wanted: list[int],
+        self, x: torch.Tensor, t: torch.Tensor, static: Static, embeds: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
         # The loop runs in inference mode, whose tensors autograd refuses; copies made outside are ordinary ones.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = embeds.clone().requires_grad_()
             static = {name: value.clone() for name, value in static.items()}
             static[EMBEDS] = self.prompt(leaf.to(self.input_dtype))
-            output = self._ask(x.clone(), t.clone(), **static)[wanted]
+            output = self._ask(x.clone(), t.clone(), **static)
         if not output.requires_grad:
             raise RuntimeError(
                 "the network's output does not depend on its embeddings as far as autograd can see; remove what runs "
@@ -91,7 +90,7 @@ class Conditioned(Predictor):
         def pullback(cotangent: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode(False):
                 # Of the embeddings alone: the caller's weights keep what gradients they have.
-                return torch.autograd.grad(output, leaf, cotangent.to(output.dtype).clone())[0][wanted]
+                return torch.autograd.grad(output, leaf, cotangent.to(output.dtype).clone())[0]
 
         return output.detach(), pullback
 

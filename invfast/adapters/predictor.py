@@ -63,7 +63,7 @@ class Predictor(Counted):
         some = self.dynamic_batch and samples is not None and len(samples) < batch
         out = self._evaluate(x[samples] if some else x, t, samples if some else None)
         self.counts.add(sum(len(o) for o in out), samples)
-        return tuple(_scatter(o, samples, batch) for o in out) if some else out
+        return tuple(scatter(o, samples, batch) for o in out) if some else out
 
     def many(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The batch at several times: x (n, B, C, h, w), t (n,) -> outputs of x's shape, as many as a call gives.
@@ -113,7 +113,8 @@ def outside(network: Network) -> Network:
     return called
 
 
-def _scatter(o: torch.Tensor, rows: list[int], batch: int) -> torch.Tensor:
+def scatter(o: torch.Tensor, rows: list[int], batch: int) -> torch.Tensor:
+    """Outputs of some images (n, ...) where they belong in a batch, zeros elsewhere."""
     full = o.new_zeros((batch, *o.shape[1:]))
     full[rows] = o
     return full

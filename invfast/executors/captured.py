@@ -103,20 +103,20 @@ class Captured(Counted):
 
     def _in_pieces(self, phase: range, at: Step, state: tuple[str, ...]) -> tuple[str, ...]:
         """A step whose end the residuals decide; the state stays as it is until its last piece."""
-        stepper, predict, open_ = self._steps, self.predict, range(len(self.buffers["latents"]))
-        work = self._run((phase, "begin"), lambda held: _kept_as(WORK, stepper.begin(at, held, predict)), state)
-        for k in range(stepper.iterations):
-            # The first pieces see a growing history, all later ones the same.
-            key, before = (phase, min(k, stepper.memory + 1)), list(self.counts.evaluations)
-            work = self._run(
-                key, lambda held, k=k: _kept_as(WORK, stepper.iterate(k, at, _named(WORK, held), predict)), work
-            )
+        stepper, predict = self._steps, self.predict
+
+        def iterate(k: int, work: State) -> State:
+            return _kept_as(WORK, stepper.iterate(k, at, work, predict))
+
+        work = self._run((phase, "begin"), lambda held: iterate(0, stepper.begin(at, held, predict)), state)
+        for k in range(1, stepper.iterations):
+            open_ = [j for j, done in enumerate(self.buffers[f"{WORK}done"].tolist()) if not done]
+            if not open_:
+                break
+            before = list(self.counts.evaluations)
+            work = self._run((phase, stepper.kind(k)), lambda held, k=k: iterate(k, _named(WORK, held)), work)
             # A graph computes all images; those that are done are not counted.
             self.counts.evaluations = [count + (j in open_) for j, count in enumerate(before)]
-            if k + 1 < stepper.iterations:
-                open_ = [j for j, done in enumerate(self.buffers[f"{WORK}done"].tolist()) if not done]
-                if not open_:
-                    break
 
         def finish(held: State) -> State:
             before = {name: held[name] for name in state}

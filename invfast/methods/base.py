@@ -17,6 +17,10 @@ State = dict[str, torch.Tensor]
 """What a step hands to the next, by name: always "latents" (B, C, h, w); others have that shape or (B, n, C, h, w)."""
 
 
+Pullback = Callable[[torch.Tensor], torch.Tensor]
+"""A cotangent of an output -> that of what it was differentiated by."""
+
+
 class Predict(Protocol):
     """(x, t) -> the network's own output, condition bound.
 
@@ -56,10 +60,10 @@ class Conditioned(Predict, Protocol):
         x: torch.Tensor,
         t: torch.Tensor,
         embeds: torch.Tensor,
-        samples: Sequence[int],
+        samples: list[int] | None = None,
         gradient: bool = False,
-    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor] | None]:
-        """One output for the images of `samples`, (n, ...); x and embeddings are those of all images.
+    ) -> tuple[torch.Tensor, Pullback | None]:
+        """One output of x's shape, `samples` as in a call.
 
         With `gradient` also the map from a cotangent of the output to that of the embeddings.
         """
@@ -126,6 +130,10 @@ class Stepper:
         """The state after a step, and, where known, of each image |f(y) - y|^2 and |f(y)|^2 in (B, 2 or more)."""
         raise NotImplementedError
 
+    def kind(self, k: int) -> int:
+        """Of iteration k; those of one kind launch the same work."""
+        return min(k, self.memory + 1)
+
     # Pieces of a step, which hand on tensors by name and read nothing from the device.
 
     def begin(self, step: Step, state: State, predict: Predict) -> State:
@@ -136,7 +144,7 @@ class Stepper:
         """Iteration k; "done" (B,) bool says which images want no other."""
         raise NotImplementedError
 
-    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
+    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor | None]:
         """What `step` returns, of the state it began with and the last iterate."""
         raise NotImplementedError
 
@@ -152,6 +160,9 @@ class Wrapping(Stepper):
     @property
     def phases(self) -> tuple[range, ...]:
         return self.inner.phases
+
+    def kind(self, k: int) -> int:
+        return self.inner.kind(k)
 
     def around(self, step: Step, before: State) -> State:
         """What it adds to the state after a step, by the state before."""
@@ -170,9 +181,14 @@ class Wrapping(Stepper):
     def iterate(self, k: int, step: Step, work: State, predict: Predict, samples: list[int] | None = None) -> State:
         return self.inner.iterate(k, step, work, predict, samples)
 
-    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor]:
+    def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor | None]:
         new, sums = self.inner.finish(step, state, work)
         return {**new, **self.around(step, state)}, sums
+
+
+def per_sample(flag: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A flag an image, (B,), in the shape that broadcasts over what `like` (B, ...) holds of each."""
+    return flag.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
 def one_by_one(steps: range) -> tuple[range, ...]:

@@ -12,7 +12,7 @@ from numbers import Integral, Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State, Stepper
+from invfast.methods.base import Method, Predict, Problem, State, Stepper, per_sample
 from invfast.schedule import Step
 
 MIXINGS = ("plain", "averaged", "anderson")
@@ -165,10 +165,10 @@ class Implicit(Stepper):
         else:
             small = ratio < limit
         if found["latents"] is not f:
-            found = {**found, "latents": torch.where(_per_sample(small, f), f, found["latents"])}
+            found = {**found, "latents": torch.where(per_sample(small, f), f, found["latents"])}
         if "done" in work:
             done = work["done"]
-            found = {name: torch.where(_per_sample(done, new), work[name], new) for name, new in found.items()}
+            found = {name: torch.where(per_sample(done, new), work[name], new) for name, new in found.items()}
             small = done | small
         return {**found, "done": small, "ratio": ratio}
 
@@ -185,10 +185,6 @@ class Implicit(Stepper):
         if self.network_predicts_noise:
             return outputs[0]
         return self.kernels.lincomb((work["asked"], *outputs), self.noise, step.index)[0]
-
-
-def _per_sample(flag: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return flag.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
 def rounding(dtype: torch.dtype, latents: torch.Tensor) -> float:

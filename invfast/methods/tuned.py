@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 
 from invfast import rows
-from invfast.methods.base import Conditioned, Method, Problem, State, Stepper, Wrapping, one_by_one
+from invfast.methods.base import Conditioned, Method, Problem, Pullback, State, Stepper, Wrapping, per_sample
 from invfast.methods.ddim import DDIM
 from invfast.methods.direct import AtGuidance, Recorded, check_settings, number, numbers
 from invfast.schedule import Step
@@ -102,51 +102,96 @@ class NegativePrompt(AtGuidance):
 
 
 class Tuner(Stepper):
-    """From the noise down: tunes each step's embedding, "embeds" (B, N, tokens, width), and takes the step with it."""
+    """From the noise down: tunes each step's embedding, "embeds" (B, N, tokens, width), and takes the step with it.
+
+    Images that are done are masked, so that a batch equals its images. "tuned" is the embedding as it stands, "others"
+    are those of both branches as the prompts give them, (B, 2, tokens, width).
+    """
 
     keep = ("embeds",)
+    reusable = True
 
     def __init__(self, method: NullText, problem: Problem, node: int) -> None:
         self.method, self.kernels, self.branch = method, problem.kernels, method.branch
-        self.embeds, self.numbers = problem.embeds, numbers(problem)
+        self.others, self.numbers = torch.stack(problem.embeds, 1), numbers(problem)
         self.steps = range(node - 1, -1, -1)
         self.table = problem.place_guided(_followed(problem, method.branch))
+        taken = torch.arange(problem.schedule.num_steps, dtype=torch.float64).flip(0) - (
+            problem.schedule.num_steps - node
+        )
+        self.rates = problem.place(method.learning_rate * (1 - taken / max(PUBLISHED_STEPS, node)))
+        self.goals = problem.place(method.tolerance * (1 + 2 * taken))
+        self.adam = problem.place(_unbiased(method.iterations))
 
     @property
-    def phases(self) -> tuple[range, ...]:
-        return one_by_one(self.steps)
+    def iterations(self) -> int | None:
+        """Of a step: Adam's, and a last look at what they found; None where none of them is cut short."""
+        return self.method.iterations + 1 if self.method.tolerance else None
+
+    def kind(self, k: int) -> int:
+        return int(k == self.method.iterations)
 
     def init(self, state: State) -> State:
-        x, start = state["latents"], self.embeds[self.branch]
-        steps = state["path"].shape[1]
-        return {
-            "latents": x,
-            "path": state["path"],
-            "tuned": start,
-            "embeds": start.unsqueeze(1).repeat(1, steps, 1, 1),
-        }
+        x, path, start = state["latents"], state["path"], self.others[:, self.branch]
+        embeds = start.unsqueeze(1).repeat(1, path.shape[1], 1, 1)
+        return {"latents": x, "path": path, "tuned": start, "embeds": embeds, "others": self.others}
 
     def step(self, step: Step, state: State, predict: Conditioned) -> tuple[State, None]:
-        x, wanted, tuned = state["latents"], state["path"][:, step.i], state["tuned"].clone()
-        taken = self.steps.start - step.i
-        goal = self.method.tolerance * (1 + 2 * taken) * x[0].numel()
-        adam = _Adam(tuned, self.method.learning_rate * (1 - taken / max(PUBLISHED_STEPS, len(self.steps))))
-        found, open_ = torch.empty_like(x), list(range(len(x)))
-        other = predict.branch(1 - self.branch, x, step.t, self.embeds[1 - self.branch], open_)[0]
+        work, samples = self.begin(step, state, predict), None
         for k in range(self.method.iterations + 1):
-            last = k == self.method.iterations
-            output, pullback = predict.branch(self.branch, x, step.t, tuned, open_, gradient=not last)
-            both = (output, other[open_]) if self.branch == CONDITIONAL else (other[open_], output)
-            inputs = (x[open_], wanted[open_], *both)
-            found[open_], slope, sums = self.kernels.lincomb_residual(inputs, self.table, step.index, wanted[open_])
-            still = [] if last else [j for j, loss in enumerate(sums[:, 0].tolist()) if not loss < goal]
-            if not still:
+            work, pullback = self._look(k, step, work, predict, samples)
+            if self.method.tolerance:
+                samples = [j for j, done in enumerate(work["done"].tolist()) if not done]
+            if pullback is None or samples == []:
                 break
-            gradient = pullback(slope)[still] * (2 / x[0].numel())
-            open_ = [open_[j] for j in still]
-            adam.step(open_, gradient)
-        embeds = state["embeds"].index_copy(1, number(step, self.numbers), tuned.unsqueeze(1))
-        return {"latents": found, "path": state["path"], "tuned": tuned, "embeds": embeds}, None
+            work = self._improve(step, work, pullback)
+        return self.finish(step, state, work)
+
+    def begin(self, step: Step, state: State, predict: Conditioned) -> State:
+        """The other branch's output, which stays, and Adam at rest."""
+        x, tuned = state["latents"], state["tuned"]
+        other = predict.branch(1 - self.branch, x, step.t, state["others"][:, 1 - self.branch])[0]
+        wanted = state["path"].index_select(1, number(step, self.numbers)).squeeze(1)
+        work = {"x": x, "wanted": wanted, "other": other, "latents": x, "tuned": tuned}
+        work |= {"mean": torch.zeros_like(tuned), "square": torch.zeros_like(tuned)}
+        work["taken"] = torch.zeros(1, dtype=torch.int64, device=x.device)
+        return {**work, "done": torch.zeros(len(x), dtype=torch.bool, device=x.device)}
+
+    def iterate(self, k: int, step: Step, work: State, predict: Conditioned, samples: list[int] | None = None) -> State:
+        """Looks where the embedding leads, and takes one of Adam's steps; the last iteration only looks."""
+        found, pullback = self._look(k, step, work, predict, samples)
+        if pullback is not None:
+            found = self._improve(step, found, pullback)
+        return {name: found[name] for name in work}
+
+    def finish(self, step: Step, state: State, work: State) -> tuple[State, None]:
+        embeds = state["embeds"].index_copy(1, number(step, self.numbers), work["tuned"].unsqueeze(1))
+        return {**state, "latents": work["latents"], "tuned": work["tuned"], "embeds": embeds}, None
+
+    def _look(
+        self, k: int, step: Step, work: State, predict: Conditioned, samples: list[int] | None
+    ) -> tuple[State, Pullback | None]:
+        """Where the embedding leads, its "slope", the loss differentiated by the output, and who is done with that."""
+        x, wanted, gradient = work["x"], work["wanted"], k < self.method.iterations
+        output, pullback = predict.branch(self.branch, x, step.t, work["tuned"], samples, gradient)
+        both = (output, work["other"]) if self.branch == CONDITIONAL else (work["other"], output)
+        found, slope, sums = self.kernels.lincomb_residual((x, wanted, *both), self.table, step.index, wanted)
+        found = torch.where(per_sample(work["done"], found), work["latents"], found)
+        small = sums[:, 0] < self._now(self.goals, step) * x[0].numel()
+        return {**work, "latents": found, "slope": slope, "done": work["done"] | small}, pullback
+
+    def _improve(self, step: Step, work: State, pullback: Pullback) -> State:
+        """One step of Adam for the images that are not done."""
+        gradient = pullback(work["slope"]) * (2 / work["x"][0].numel())
+        mean = 0.9 * work["mean"] + 0.1 * gradient
+        square = 0.999 * work["square"] + 0.001 * gradient.square()
+        first, second = self.adam.index_select(0, work["taken"])[0].unbind()
+        tuned = work["tuned"] - self._now(self.rates, step) / first * mean / ((square / second).sqrt() + 1e-8)
+        tuned = torch.where(per_sample(work["done"], tuned), work["tuned"], tuned)
+        return {**work, "tuned": tuned, "mean": mean, "square": square, "taken": work["taken"] + 1}
+
+    def _now(self, table: torch.Tensor, step: Step) -> torch.Tensor:
+        return table.index_select(0, number(step, self.numbers))
 
 
 class Noted(Wrapping):
@@ -196,19 +241,10 @@ class Guided(Stepper):
         return {**state, "latents": self.kernels.lincomb((x, *outputs), self.table, step.index)[0]}, None
 
 
-class _Adam:
-    """Adam on the images of a batch that are still open, in place."""
-
-    def __init__(self, values: torch.Tensor, rate: float) -> None:
-        self.values, self.rate, self.taken = values, rate, 0
-        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
-
-    def step(self, open_: list[int], gradient: torch.Tensor) -> None:
-        self.taken += 1
-        self.mean[open_] = mean = 0.9 * self.mean[open_] + 0.1 * gradient
-        self.square[open_] = square = 0.999 * self.square[open_] + 0.001 * gradient.square()
-        size = (square / (1 - 0.999**self.taken)).sqrt() + 1e-8
-        self.values[open_] -= self.rate / (1 - 0.9**self.taken) * mean / size
+def _unbiased(iterations: int) -> torch.Tensor:
+    """(iterations, 2): what Adam's means are divided by, the gradient's and that of its square."""
+    taken = torch.arange(1, iterations + 1, dtype=torch.float64)
+    return torch.stack([1 - 0.9**taken, 1 - 0.999**taken], -1)
 
 
 def _followed(problem: Problem, branch: int) -> torch.Tensor:
