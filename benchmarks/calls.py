@@ -17,9 +17,9 @@ from diffusers import DDIMInverseScheduler
 
 from benchmarks.device import recorded
 from invfast import invert
-from invfast.adapters import base
-from invfast.adapters.clone import private
-from invfast.adapters.fused import fused
+from invfast.denoiser import denoiser
+from invfast.denoiser.clone import private
+from invfast.denoiser.fused import fused
 from invfast.methods import Method
 from invfast.runtimes import RUNTIMES, Network, Spec
 
@@ -168,14 +168,14 @@ def _compiled(module: torch.nn.Module, mode: str | None) -> Any:
 @contextmanager
 def _taken() -> Iterator[list[tuple[Network, Mapping[str, torch.Tensor]]]]:
     """The networks that calls of `invert` take out of the store, and what they are called with."""
-    found, own = [], base.runtimes.prepared
+    found, own = [], denoiser.runtimes.prepared
 
     def prepared(runtime: Any, make: Any, inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
         found.append((own(runtime, make, inputs, spec), inputs))
         return found[-1][0]
 
-    base.runtimes.prepared = prepared
+    denoiser.runtimes.prepared = prepared
     try:
         yield found
     finally:
-        base.runtimes.prepared = own
+        denoiser.runtimes.prepared = own

@@ -96,7 +96,7 @@ def _predictor(
     pipe: Any, prompts: list[str], x: torch.Tensor, times: torch.Tensor, runtime: str, dtype: str
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     model = adapters.resolve(pipe)(pipe, runtime, dtype)
-    predict = model.predictor(x, times, model.condition(len(x), Prompts(prompts), 1.0))
+    predict = model.denoiser.predictor(x, times, model.condition(x, Prompts(prompts), 1.0))
     return lambda latents, time: predict(latents, time)[0].float()
 
 

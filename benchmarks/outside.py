@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import report, rows
 from invfast import demo, invert, runtimes
-from invfast.adapters import base
+from invfast.denoiser import denoiser
 from invfast.methods import METHODS
 
 STEPS, ROUNDS = 50, 3
@@ -54,7 +54,7 @@ def watched() -> Iterator[list[float]]:
     What is timed is what a call takes out of the store, so a network made by an earlier call is timed as well.
     """
     spent = [0.0]
-    prepared, predictor, backward = runtimes.prepared, base.Conditioned, torch.autograd.grad
+    prepared, predictor, backward = runtimes.prepared, denoiser.Conditioned, torch.autograd.grad
 
     def timed(network: Callable) -> Callable:
         def call(*args: Any, **named: Any) -> Any:
@@ -65,13 +65,13 @@ def watched() -> Iterator[list[float]]:
 
         return call
 
-    base.runtimes.prepared = lambda *given: timed(prepared(*given))
-    base.Conditioned = lambda *given, prompt, **named: predictor(*given, prompt=timed(prompt), **named)
+    denoiser.runtimes.prepared = lambda *given: timed(prepared(*given))
+    denoiser.Conditioned = lambda *given, prompt, **named: predictor(*given, prompt=timed(prompt), **named)
     torch.autograd.grad = timed(backward)
     try:
         yield spent
     finally:
-        base.runtimes.prepared, base.Conditioned, torch.autograd.grad = prepared, predictor, backward
+        denoiser.runtimes.prepared, denoiser.Conditioned, torch.autograd.grad = prepared, predictor, backward
 
 
 def main() -> None:

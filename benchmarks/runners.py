@@ -10,8 +10,9 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from benchmarks.networks import SCHEDULER, Case
 from invfast import Schedule
-from invfast.adapters.clone import own_dtype, private
-from invfast.adapters.predictor import Predictor
+from invfast.denoiser import axes
+from invfast.denoiser.clone import own_dtype, private
+from invfast.denoiser.predictor import Predictor
 from invfast.fingerprint import fingerprint
 from invfast.methods import DDIM, Problem
 from invfast.runtimes import RUNTIMES, Spec
@@ -40,10 +41,11 @@ def ours(runtime: str, dtype: torch.dtype, module: torch.nn.Module, case: Case) 
     own = private(module, engine.weights_dtype(dtype) or own_dtype(module), engine.memory_format(CPU))
     given = engine.input_dtype(dtype)
     example = {name: value if name == "t" else value.to(given) for name, value in inputs.items()}
-    spec = Spec(CPU, dtype, lambda: fingerprint(module).exact)
+    sides = axes(example, 2 ** (len(module.up_blocks) - 1))
+    spec = Spec(CPU, dtype, lambda: fingerprint(module).exact, axes=sides)
     network = engine.prepare(own, example, spec)
     static = {name: value for name, value in example.items() if name not in ("x", "t")}
-    predict = Predictor(network, static, 1, 1, dtype, engine.dynamic_batch, given)
+    predict = Predictor(network, static, 1, 1, dtype, engine.traits.dynamic_batch, given)
     grid = Schedule.from_scheduler(DDIMScheduler(**SCHEDULER, clip_sample=False, set_alpha_to_one=False), STEPS)
     stepper = DDIM().inverter(Problem(grid, 1.0, CPU, torch.float32, None))
 

@@ -40,8 +40,8 @@ class Trial:
         model = adapters.resolve(pipe)(pipe, "eager")
         self.x = model.encode(images, None, None)
         self.grid = Schedule.from_scheduler(pipe.scheduler, steps)
-        condition = model.condition(len(images), Prompts(prompts), 1.0)
-        self.predict = model.predictor(self.x, self.grid.t, condition)
+        condition = model.condition(self.x, Prompts(prompts), 1.0)
+        self.predict = model.denoiser.predictor(self.x, self.grid.t, condition)
         self.alpha, self.sigma = self.grid.alpha.tolist(), self.grid.sigma.tolist()
         self.steps, self.asked = self.grid.num_steps, 0
 

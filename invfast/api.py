@@ -139,14 +139,14 @@ def invert(
         x = model.encode(image, height, width)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
-        condition = model.condition(len(x), prompts, guidance_scale)
+        condition = model.condition(x, prompts, guidance_scale)
         problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
-        second = run.second(model, chosen, problem, prompts, len(x))
+        second = run.second(model, chosen, problem, prompts, x)
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, second[1] if second else condition)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
         found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, chosen, cuda_graph)
-        record["quantised"] = model.quantised
+        record["quantised"] = model.denoiser.quantised
         node = stepper.steps.start + found.steps_taken
         kept = {name: found.state[name] for name in stepper.keep if name in found.state}
         if second and chosen.refiner(second[0], node):
@@ -224,13 +224,13 @@ def reconstruct(
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
     model = following(inversion, pipe, runtime, dtype, precompute)
-    _check_match(pipe, inversion, prompt_embeds)
+    _check_match(model, inversion, prompt_embeds)
     grid, kept = inversion.schedule, {"latents": inversion.latents, **inversion.state}
     kept = {name: value.to(model.device, model.latent_dtype) for name, value in kept.items()}
     batch = len(inversion.latents)
     with model.session():
         prompts = Prompts(inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds)
-        condition = model.condition(batch, prompts, scale)
+        condition = model.condition(kept["latents"], prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
             warn(f"{difference} not what the inversion was made with")
         problem = run.problem(model, grid, scale, None, batch, kernels, condition, cuda_graph)
@@ -264,9 +264,9 @@ def _check_prediction(pipe: Any, schedule: Schedule) -> None:
         raise ValueError(f"the pipeline's network predicts {own!r}, the schedule is for {schedule.prediction_type!r}")
 
 
-def _check_match(pipe: Any, inversion: Inversion, prompt_embeds: torch.Tensor | None) -> None:
-    _check_prediction(pipe, inversion.schedule)
-    channels = pipe.unet.config.in_channels
+def _check_match(model: adapters.Adapter, inversion: Inversion, prompt_embeds: torch.Tensor | None) -> None:
+    _check_prediction(model.pipe, inversion.schedule)
+    channels = model.denoiser.form.channels
     if inversion.latents.ndim != 4 or inversion.latents.shape[1] != channels:
         raise ValueError(
             f"latents of shape {tuple(inversion.latents.shape)} do not fit the pipeline: expected (B, {channels}, h, w)"

@@ -37,19 +37,19 @@ def following(
             raise ValueError("float16 is slow on a CPU and overflows")
         model = make(pipe, *wanted, precompute=precompute)
         if wanted != (runtime, dtype):
-            model.reason = "as the inversion ran"
+            model.denoiser.reason = "as the inversion ran"
     except (RuntimeError, ValueError) as error:
         if wanted == (runtime, dtype):
             raise
         model = make(pipe, runtime, dtype, precompute=precompute)
-        warn(
-            f"the inversion ran in {stats.runtime}, {_name(stats.dtype)}, and is rebuilt in {model.runtime.name}, "
-            f"{_name(model.dtype)}: {error}"
-        )
-    if dtype is not None and model.dtype != stats.dtype:
-        logger.warning("rebuilding in %s what was inverted in %s", _name(model.dtype), _name(stats.dtype))
+        there = f"{stats.runtime}, {_name(stats.dtype)}"
+        here = f"{model.denoiser.runtime.name}, {_name(model.denoiser.dtype)}"
+        warn(f"the inversion ran in {there}, and is rebuilt in {here}: {error}")
+    if dtype is not None and model.denoiser.dtype != stats.dtype:
+        logger.warning("rebuilding in %s what was inverted in %s", _name(model.denoiser.dtype), _name(stats.dtype))
     if precompute is None:
-        model.precomputed = tuple(part for part in model.precomputed if part in stats.precomputed)
+        ready = model.denoiser
+        ready.precomputed = tuple(part for part in ready.precomputed if part in stats.precomputed)
     return model
 
 

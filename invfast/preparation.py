@@ -57,10 +57,11 @@ def prepare(
     began = time.perf_counter()
     model = _model(pipe, runtime, dtype, capability, precompute)
     with model.session():
-        x = model.encode(Image.new("RGB", (width, height)), height, width)
-        condition = model.condition(batch_size, Prompts([""] * batch_size), guidance_scale)
-        model.predictor(x.expand(batch_size, *x.shape[1:]), torch.tensor([0]), condition)
-    return Prepared(model.runtime.name, model.dtype, model.reason, time.perf_counter() - began)
+        ready, x = model.denoiser, model.encode(Image.new("RGB", (width, height)), height, width)
+        x = x.expand(batch_size, *x.shape[1:])
+        condition = model.condition(x, Prompts([""] * batch_size), guidance_scale)
+        ready.predictor(x, torch.tensor([0]), condition)
+    return Prepared(ready.runtime.name, ready.dtype, ready.reason, time.perf_counter() - began)
 
 
 def _model(
@@ -69,5 +70,4 @@ def _model(
     make = adapters.resolve(pipe)
     if capability is None:
         return make(pipe, runtime, dtype, precompute=precompute)
-    own = pipe.unet.dtype if dtype is None else dtype
-    return make(pipe, runtimes.ahead_of_time(runtime, capability), own, precompute=precompute)
+    return make(pipe, runtimes.ahead_of_time(runtime, capability), dtype, precompute=precompute)

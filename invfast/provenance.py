@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from invfast.adapters import Adapter, Condition
+from invfast.adapters import Adapter
 from invfast.ambient import numerics
+from invfast.denoiser import EMBEDS, Condition
 from invfast.digests import tensor_digest
 from invfast.methods import Method
 from invfast.schedule import Schedule
@@ -25,7 +26,6 @@ MEANING = {
     "negative_prompt_embeds": "the negative prompt embeddings are",
     "numerics": "torch's numeric settings (TF32, reduced precision) are",
 }
-EMBEDS = "encoder_hidden_states"
 PACKAGES = ("invfast", "torch", "diffusers", "transformers", "peft")
 
 
@@ -64,7 +64,8 @@ def differences(made_with: Mapping[str, Any], model: Adapter, condition: Conditi
 
 def requantised(made_with: Mapping[str, Any], model: Adapter) -> bool:
     """Whether the int8 network that ran is another than the inversion's: other ranges, or made by other versions."""
-    return None not in (made_with.get("quantised"), model.quantised) and made_with["quantised"] != model.quantised
+    then, now = made_with.get("quantised"), model.denoiser.quantised
+    return None not in (then, now) and then != now
 
 
 def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:

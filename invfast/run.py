@@ -11,10 +11,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import arguments, ops
-from invfast.adapters import Adapter, Condition, Prompts
-from invfast.adapters.conditioned import EMBEDS, alike
-from invfast.adapters.predictor import Predictor
+from invfast.adapters import Adapter, Prompts
 from invfast.ambient import numerics
+from invfast.denoiser import EMBEDS, Condition, Predictor, alike
 from invfast.executors import SHORTEST, Captured, Executor, Plain, cuda_graphs
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Stats
@@ -45,14 +44,14 @@ def problem(
         # Drawn in float32 whatever the run's dtype: a seed means one noise.
         return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
 
-    captured = cuda_graph is not False and model.device.type == "cuda" and model.runtime.capturable
+    captured = cuda_graph is not False and model.device.type == "cuda" and model.denoiser.runtime.traits.capturable
     chosen = ops.resolve(model.device, kernels, captured)
     scale, embeds = model.guidance(guidance_scale), _embeds(model, condition)
     return Problem(grid, scale, model.device, model.latent_dtype, draw, chosen, embeds)
 
 
 def second(
-    model: Adapter, method: Method, first: Problem, prompts: Prompts, batch: int
+    model: Adapter, method: Method, first: Problem, prompts: Prompts, latents: torch.Tensor
 ) -> tuple[Problem, Condition] | None:
     """What a method with a guidance of its own works for: that problem and condition; None for the other methods.
 
@@ -67,7 +66,7 @@ def second(
             f"{name} inverts at guidance_scale=1 and has the guidance of the way back among its own settings; give "
             f"guidance_scale={first.guidance_scale:g} to the method instead"
         )
-    condition = model.condition(batch, prompts, scale)
+    condition = model.condition(latents, prompts, scale)
     if condition[1] is None:
         raise ValueError(f"{name} is for classifier-free guidance, which this pipeline's network does without")
     return replace(first, guidance_scale=scale, embeds=_embeds(model, condition)), condition
@@ -132,7 +131,7 @@ def run(
         ValueError: cuda_graph=True where steps cannot be captured; says why.
     """
     grid = problem.schedule
-    predict = model.predictor(state["latents"], grid.t, condition)
+    predict = model.denoiser.predictor(state["latents"], grid.t, condition)
     check()
     with _executor(model, problem, stepper, predict, state, method, cuda_graph) as take:
         with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
@@ -144,13 +143,13 @@ def run(
         samples=samples,
         seconds=found.seconds,
         residual=found.residual,
-        runtime=model.runtime.name,
-        reason=model.reason,
+        runtime=model.denoiser.runtime.name,
+        reason=model.denoiser.reason,
         dtype=predict.dtype,
         device=str(model.device),
         kernels=problem.kernels.name,
         cuda_graph=take.captured,
-        precomputed=model.precomputed,
+        precomputed=model.denoiser.precomputed,
         reached=reached(stepper, found.residual, predict.dtype),
     )
     return found, stats
@@ -196,7 +195,8 @@ def _executor(
     """What takes the steps: CUDA graphs where it can be and was not declined, those of an earlier call where nothing
     differs.
     """
-    why = model.uncapturable
+    ready = model.denoiser
+    why = ready.uncapturable
     if why is None and all(len(phase) < SHORTEST for phase in stepper.phases):
         why = f"{type(method).__name__} has no {SHORTEST} steps on this grid that launch the same work"
     if cuda_graph and why:
@@ -207,15 +207,15 @@ def _executor(
 
     def make() -> Made:
         made = Captured(stepper, predict, problem.schedule, model.device, cuda_graphs(model.device))
-        return Made(made, lambda: made.size, model.device, model.pipe.unet)
+        return Made(made, lambda: made.size, model.device, ready.network.module)
 
-    if not stepper.reusable or model.network.key is None:
+    if not stepper.reusable or ready.network.key is None:
         yield make().value
         return
     shapes = tuple((n, tuple(x.shape), x.dtype) for n, x in (*state.items(), *predict.static.items()))
     steps = stepper.steps  # ranges of one step are equal whichever way they go
     key = (
-        *("graphs", *model.network.key, model.runtime.name, model.dtype, model.device, model.precomputed, shapes),
+        *("graphs", *ready.network.key, ready.runtime.name, ready.dtype, ready.device, ready.precomputed, shapes),
         numerics(model.device),
         *(problem.schedule.digest, problem.guidance_scale, problem.dtype, problem.kernels.name),
         *(type(stepper), repr(method), steps.start, steps.stop, steps.step),

@@ -73,8 +73,8 @@ def test_rows_that_divide_by_the_loop_alone_are_not_shown_as_whole_calls(keep, t
 @pytest.mark.parametrize("method", ["ddim", "warm_start"])
 def test_the_parts_of_a_whole_call_in_networks_kept_from_earlier_calls(tiny, method, monkeypatch):
     monkeypatch.setattr(outside, "ROUNDS", 1)
-    before = outside.base.runtimes.prepared, outside.base.Conditioned, torch.autograd.grad
+    before = outside.denoiser.runtimes.prepared, outside.denoiser.Conditioned, torch.autograd.grad
     invert(tiny, torch.zeros(1, 4, 8, 8), "a cat", method=method, num_inference_steps=3, runtime="eager")
     found = outside.share(tiny, torch.zeros(1, 4, 8, 8), "a cat", method, steps=3)
     assert 0 < found.network < found.loop < found.call
-    assert before == (outside.base.runtimes.prepared, outside.base.Conditioned, torch.autograd.grad)
+    assert before == (outside.denoiser.runtimes.prepared, outside.denoiser.Conditioned, torch.autograd.grad)

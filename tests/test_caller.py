@@ -11,7 +11,7 @@ from exact import steps_as_exact_as_eagers
 from tiny import QUICK, stable_diffusion
 
 from invfast import demo, invert, metrics, reconstruct
-from invfast.adapters.clone import is_managed
+from invfast.denoiser.clone import is_managed
 from invfast.methods import FixedPoint, ForwardStart
 
 

@@ -9,7 +9,7 @@ from test_methods import TWINS, schedule
 from toy import noise_for, predictor
 
 from invfast import Schedule, invert, reconstruct, release, run
-from invfast.adapters.base import Adapter
+from invfast.denoiser import Denoiser
 from invfast.executors import Captured, Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import DDIM, FixedPoint, Problem
@@ -130,7 +130,7 @@ def graphs(monkeypatch):
     """Pipelines on the CPU captured through the stand-in; yields a list that grows by one a recording."""
     recorder = Recorder()
     monkeypatch.setattr(run, "cuda_graphs", lambda device: recorder)
-    monkeypatch.setattr(Adapter, "uncapturable", None)
+    monkeypatch.setattr(Denoiser, "uncapturable", None)
     release()
     yield recorder.made
     release()

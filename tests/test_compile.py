@@ -13,9 +13,9 @@ from test_runtimes import ready
 from toy import distance
 
 from invfast import invert, release, runtimes
-from invfast.adapters.clone import private
-from invfast.adapters.fused import fused
-from invfast.adapters.precompute import PARTS, Precomputed, reduced
+from invfast.denoiser.clone import private
+from invfast.denoiser.fused import fused
+from invfast.denoiser.precompute import PARTS, Precomputed, reduced
 from invfast.runtimes import RUNTIMES, compiled
 from invfast.runtimes.eager import Eager
 

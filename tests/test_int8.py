@@ -13,8 +13,9 @@ from tiny import stable_diffusion
 from toy import distance
 
 from invfast import Inversion, invert, metrics, reconstruct, release
-from invfast.adapters import StableDiffusion, calibration
-from invfast.runtimes import RUNTIMES, Spec, convert
+from invfast.adapters import Prompts, StableDiffusion, unets
+from invfast.denoiser import calibration
+from invfast.runtimes import RUNTIMES, Spec
 from invfast.runtimes.cache import Cache
 
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def test_what_is_gone_is_made_again_the_same(tiny, peach):
 def test_the_key_knows_what_the_samples_come_from(tiny, monkeypatch):
     model = StableDiffusion(tiny, "eager", "float32")
     example = {"x": torch.zeros(1, 4, 8, 8), "encoder_hidden_states": torch.zeros(1, 12, 32)}
-    says = lambda **other: calibration.calibration(tiny, {**example, **other}, model._described).says  # noqa: E731
+    says = lambda **other: model._calibration({**example, **other}).says  # noqa: E731
     found = [says(), says(x=torch.zeros(1, 4, 16, 8))]
     assert says(x=torch.zeros(3, 4, 8, 8)) == found[0]  # nor does the batch matter
     with monkeypatch.context() as patch:
@@ -136,9 +137,9 @@ def test_samples_are_the_networks_own_way_down(tiny):
     example = {
         "x": torch.zeros(2, 4, 8, 8),
         "t": torch.tensor(0.0),
-        "encoder_hidden_states": model._described(["", ""])["encoder_hidden_states"],
+        **model.condition(torch.zeros(2, 4, 8, 8), Prompts(["", ""]), 1.0)[0],
     }
-    first, second = (calibration.calibration(tiny, example, model._described).samples() for _ in range(2))
+    first, second = (model._calibration(example).samples() for _ in range(2))
     assert len(first) == calibration.STEPS * len(calibration.TEXTS)
     for a, b in zip(first, second, strict=True):
         assert {name: tuple(value.shape) for name, value in a.items()} == {
@@ -155,7 +156,7 @@ def test_samples_are_the_networks_own_way_down(tiny):
 
 
 def test_what_stays_in_float():
-    patterns = convert.in_float(stable_diffusion().unet)
+    patterns = unets.form(stable_diffusion().unet).in_float
     kept = lambda name: any(re.match(each, f"__module.module.{name}/aten") for each in patterns)  # noqa: E731
     for name in ("conv_in", "conv_out", "time_embedding.linear_1", "mid_block.resnets.0.time_emb_proj"):
         assert kept(name)

@@ -39,8 +39,8 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
     x0 = adapter.encode(images, None, None)
 
     def by_hand(adapter, x, nodes, prompt, twin, settings):
-        condition, _ = adapter.condition(1, Prompts([prompt]), 1.0)
-        predict = adapter.predictor(x, nodes.t, (condition, None))
+        condition, _ = adapter.condition(x[:1], Prompts([prompt]), 1.0)
+        predict = adapter.denoiser.predictor(x, nodes.t, (condition, None))
         with torch.inference_mode():
             return twin(lambda x, t: predict(x, torch.tensor(t))[0], x, grid(nodes), **settings)
 

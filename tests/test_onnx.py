@@ -10,13 +10,13 @@ import torch
 from exact import steps_as_exact_as_eagers
 from peft import LoraConfig
 from test_runtimes import NETWORKS, evaluations_are_eagers, inversions_are_eagers, inverting
-from tiny import stable_diffusion
+from tiny import spec, stable_diffusion
 from toy import distance
 
 from invfast import invert, release, runtimes
 from invfast.fingerprint import fingerprint
 from invfast.methods import FixedPoint
-from invfast.runtimes import RUNTIMES, Spec, convert, onnx
+from invfast.runtimes import RUNTIMES, convert, onnx
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.onnxruntime_ import CUDA, DISTRIBUTIONS, TENSORRT
 
@@ -84,8 +84,7 @@ def exported(tmp_path, monkeypatch):
     def function(module, *shape, dtype=torch.float32, tokens=12):
         example = {"x": torch.zeros(shape), "t": torch.tensor(0)}
         example["encoder_hidden_states"] = torch.zeros(shape[0], tokens, 32)
-        spec = Spec(CPU, dtype, lambda: fingerprint(module).exact)
-        return onnx.exported(module, example, spec)
+        return onnx.exported(module, example, spec(module, example, dtype))
 
     function.asked = asked
     return function
@@ -186,12 +185,12 @@ def test_settings_of_the_gpu_providers(exported, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     unet = stable_diffusion().unet
     inputs = {"x": torch.zeros(2, 4, 8, 8), "t": torch.tensor(0), "encoder_hidden_states": torch.zeros(2, 12, 32)}
-    spec = Spec(GPU, torch.float16, lambda: "network")
+    given = spec(unet, inputs, torch.float16, GPU, identity=lambda: "network")
     common = {"device_id": "0", "user_compute_stream": "7"}
-    RUNTIMES["onnxruntime"].prepare(unet, inputs, spec)
+    RUNTIMES["onnxruntime"].prepare(unet, inputs, given)
     assert asked == [{CUDA: {**common, "use_tf32": "0"}}]
     for _ in range(2):
-        RUNTIMES["onnxruntime_tensorrt"].prepare(unet, inputs, spec)
+        RUNTIMES["onnxruntime_tensorrt"].prepare(unet, inputs, given)
     assert len(asked) == 4  # the engine was built once, and read twice
     assert len(exported.asked) == 1
     assert asked[3][CUDA] == common

@@ -9,11 +9,10 @@ import pytest
 import torch
 from exact import as_exact_as_eager
 from test_runtimes import evaluated, ready
-from tiny import stable_diffusion
+from tiny import spec, stable_diffusion
 
 from invfast import invert
-from invfast.fingerprint import fingerprint
-from invfast.runtimes import RUNTIMES, Spec, convert
+from invfast.runtimes import RUNTIMES, convert
 
 
 def test_times_are_not_rounded_where_the_rest_is(tmp_path):
@@ -28,8 +27,7 @@ def test_times_are_not_rounded_where_the_rest_is(tmp_path):
     runtime = RUNTIMES["openvino"]
     if runtime.refuses(device, torch.bfloat16):
         return  # on such a CPU the marks are all there is to see
-    spec = Spec(device, torch.bfloat16, lambda: fingerprint(module).exact)
-    network = runtime.prepare(module, inputs, spec)
+    network = runtime.prepare(module, inputs, spec(module, inputs, torch.bfloat16))
     eager, exact = (ready("eager", module, inputs, dtype) for dtype in (torch.bfloat16, torch.float64))
     runs = evaluated(network, inputs), evaluated(eager, inputs, torch.bfloat16), evaluated(exact, inputs, torch.float64)
     for got, wanted, exactly in zip(*runs, strict=True):  # a late time that is rounded is off by a radian and more

@@ -9,10 +9,10 @@ from exact import as_exact_as_eager
 from toy import distance
 
 from invfast import invert, reconstruct
-from invfast.adapters.clone import private
-from invfast.adapters.precompute import PARTS, Precomputed, TimeTable, reduced, refusals
+from invfast.denoiser.clone import private
+from invfast.denoiser.precompute import PARTS, Precomputed, TimeTable, reduced, refusals
 from invfast.methods import NoiseMaps, NullText, PromptTuning
-from invfast.runtimes import RUNTIMES, Spec, onnx
+from invfast.runtimes import RUNTIMES, onnx
 
 EACH = [("prompt",), ("times",), PARTS]
 
@@ -58,7 +58,7 @@ def inputs_of(unet):
         wanted = unet(x, times[1], embeds).sample
         exact = private(unet, torch.float64, torch.channels_last)(x.double(), times[1], embeds.double()).sample
     module = reduced(private(unet, torch.float32, torch.channels_last), PARTS).eval()
-    return (wanted, exact), given, module, Spec(torch.device("cpu"), torch.float32, lambda: "precomputed")
+    return (wanted, exact), given, module, tiny.spec(module, given, identity=lambda: "precomputed", precomputed=PARTS)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from together import THREADS, WAIT, Meeting, together
 
 from invfast import release, runtimes
-from invfast.runtimes import Spec
+from invfast.runtimes import Spec, Traits
 from invfast.store import READY
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 class Toy:
     """A runtime whose networks are made under a test's eyes."""
 
-    name, exports, shares = "toy", True, False
+    name, traits = "toy", Traits()
 
     def __init__(self, prepare):
         self.prepare = lambda module, inputs, spec: prepare(spec.identity())

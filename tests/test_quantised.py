@@ -9,7 +9,7 @@ from torch import nn
 from toy import distance
 
 from invfast import demo, invert, metrics, reconstruct
-from invfast.adapters.clone import own_dtype
+from invfast.denoiser.clone import own_dtype
 from invfast.inversion import Inversion
 
 

@@ -10,7 +10,7 @@ from tiny import QUICK
 from toy import distance, grid, network, noise_for, predictor, rewritten, run
 
 from invfast import Inversion, Schedule, invert, reconstruct
-from invfast.adapters.predictor import Predictor
+from invfast.denoiser.predictor import Predictor
 from invfast.executors import Captured, Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import BDIA, DDIM, EDICT, OBELM, ForwardStart, NoiseMaps, Problem

@@ -9,15 +9,15 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from exact import as_exact_as_eager, steps, steps_as_exact_as_eagers
 from peft import LoraConfig
-from tiny import SD, SDXL, stable_diffusion
+from tiny import SD, SDXL, spec, stable_diffusion
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import distance
 
 from invfast import demo, invert, prepare, reconstruct, release, runtimes
-from invfast.adapters.clone import private
+from invfast.denoiser.clone import private
 from invfast.fingerprint import fingerprint
 from invfast.methods import METHODS, FixedPoint, Problem
-from invfast.runtimes import RUNTIMES, Spec
+from invfast.runtimes import RUNTIMES, Spec, Traits
 from invfast.runtimes.split import split
 from invfast.schedule import Schedule
 from invfast.store import READY
@@ -55,8 +55,7 @@ def ready(runtime, module, inputs, dtype=torch.float32):
     """A network of a runtime."""
     device = torch.device("cpu")
     own = private(module, dtype, RUNTIMES[runtime].memory_format(device))
-    spec = Spec(device, dtype, lambda: fingerprint(module).exact)
-    return RUNTIMES[runtime].prepare(own, inputs, spec)
+    return RUNTIMES[runtime].prepare(own, inputs, spec(module, inputs, dtype))
 
 
 def drawn(name, batch, height, width):
@@ -247,7 +246,7 @@ def test_prepare_then_invert(peach, caplog):
 
 def test_a_network_that_shares_weights_is_theirs_alone():
     class Sharing:
-        name, exports, shares = "sharing", True, True
+        name, traits = "sharing", Traits(shares=True)
 
         def prepare(self, module, example_inputs, spec):
             return module

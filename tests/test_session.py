@@ -118,7 +118,8 @@ def test_texts_are_encoded_for_one_caller_at_a_time():
             return real(self, *given, **named)
 
     def embedded(j):
-        return adapters.resolve(pipes[j])(pipes[j], "eager").condition(1, Prompts([TEXTS[j]]), 1.0)
+        model = adapters.resolve(pipes[j])(pipes[j], "eager")
+        return model.condition(torch.zeros(1, 4, 8, 8), Prompts([TEXTS[j]]), 1.0)
 
     wanted = [embedded(j)[0] for j in range(THREADS)]
     with pytest.MonkeyPatch.context() as patched:

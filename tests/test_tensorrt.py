@@ -11,11 +11,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from exact import as_exact_as_eager
 from test_runtimes import TIMES, evaluated, ready
+from tiny import spec
 from together import Meeting, together
 
 from invfast import invert, prepare, runtimes
 from invfast.fingerprint import fingerprint
-from invfast.runtimes import RUNTIMES, Spec, ahead_of_time, engine_build, onnx, tensorrt
+from invfast.runtimes import RUNTIMES, ahead_of_time, engine_build, onnx, tensorrt
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.engine import Engine
 
@@ -54,10 +55,6 @@ class Decoder(Encoder):
         return self.vae.decode(x, return_dict=False)
 
 
-def spec_of(module, dtype, device=CPU):
-    return Spec(device, dtype, lambda: fingerprint(module).exact)
-
-
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir(mode=0o700)
@@ -70,13 +67,13 @@ def build(module, inputs, dtype, capabilities, monkeypatch):
         runtime = ahead_of_time("tensorrt_rtx", capability)
         assert runtime.unavailable() is None
         assert runtime.refuses(CPU, dtype) is None
-        network = runtime.prepare(module, inputs, spec_of(module, dtype))
+        network = runtime.prepare(module, inputs, spec(module, inputs, dtype))
         with pytest.raises(RuntimeError, match=f"ahead of time, tensorrt_rtx for SM{capability}; it runs on"):
             network(inputs["x"], torch.tensor(0))
     with monkeypatch.context() as patch:
         patch.setattr(engine_build, "in_child", None)
         for capability in capabilities:
-            ahead_of_time("tensorrt_rtx", capability).prepare(module, inputs, spec_of(module, dtype))
+            ahead_of_time("tensorrt_rtx", capability).prepare(module, inputs, spec(module, inputs, dtype))
     entries = list(Cache().entries())
     assert sum(entry.inputs["runtime"].startswith("onnx") for entry in entries) == 1
     engines = [entry for entry in entries if entry.inputs["runtime"].startswith("tensorrt_rtx")]
@@ -95,13 +92,13 @@ def test_engines_are_built_and_come_back(own_cache, monkeypatch):
         Engine("tensorrt_rtx", path, CPU)
     assert str(path) in str(caught.value)
     wrong = {"x": ([4, 4, 8, 8], [1, 4, 8, 8], [1, 4, 8, 8])}
-    file = onnx.exported(module, inputs, spec_of(module, torch.bfloat16))
+    file = onnx.exported(module, inputs, spec(module, inputs, torch.bfloat16))
     with pytest.raises(RuntimeError, match="tensorrt_rtx could not build an engine for SM86: "):
         engine_build.in_child("tensorrt_rtx", file, path.with_name("wrong"), wrong, 86)
     for dtype, others in ((torch.bfloat16, [86, 75]), (torch.float16, [86])):  # what "auto" asks
         for other in others:
             monkeypatch.setattr(tensorrt, "capability_of", lambda device, other=other: other)
-            found = RUNTIMES["tensorrt_rtx"].cached(spec_of(module, dtype).identity, GPU, dtype)
+            found = RUNTIMES["tensorrt_rtx"].cached(lambda: fingerprint(module).exact, GPU, dtype)
             assert found == (other == 86 and dtype == torch.bfloat16)
     monkeypatch.setattr(tensorrt, "capability_of", lambda device: 86)
     assert not RUNTIMES["tensorrt_rtx"].cached(lambda: "another network", GPU, torch.bfloat16)
@@ -144,7 +141,7 @@ def test_the_file_in_float16_is_eager_to_rounding(own_cache, tiny):
     g = torch.Generator().manual_seed(0)
     inputs = {"x": torch.randn(2, 4, 16, 8, generator=g), "t": torch.tensor(501)}
     inputs["encoder_hidden_states"] = torch.randn(2, 12, 32, generator=g)
-    path = onnx.exported(unet, inputs, spec_of(unet, torch.float16))
+    path = onnx.exported(unet, inputs, spec(unet, inputs, torch.float16))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     half = {name: (value.half() if value.is_floating_point() else value).numpy() for name, value in inputs.items()}
     eager, exact = (
@@ -187,7 +184,7 @@ def test_engines_are_shared_and_kernels_are_kept(own_cache, monkeypatch):
 
     def prepared(batch):
         inputs = {"x": torch.zeros(batch, 4, 8, 8), "t": torch.tensor(0), "tokens": torch.zeros(batch, 5, 6)}
-        return RUNTIMES["tensorrt_rtx"].prepare(module, inputs, spec_of(module, torch.float16, GPU))
+        return RUNTIMES["tensorrt_rtx"].prepare(module, inputs, spec(module, inputs, torch.float16, GPU))
 
     three, four = together(partial(prepared, 3), partial(prepared, 4))
     assert built == [("tensorrt_rtx", 4, 86)]
@@ -205,7 +202,7 @@ def test_engines_are_shared_and_kernels_are_kept(own_cache, monkeypatch):
     for entry in Cache().entries():
         if "kernels" not in entry.inputs:
             Cache().remove(entry.key)
-    assert not RUNTIMES["tensorrt_rtx"].cached(spec_of(module, torch.float16).identity, GPU, torch.float16)
+    assert not RUNTIMES["tensorrt_rtx"].cached(lambda: fingerprint(module).exact, GPU, torch.float16)
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, 1), (2, 2), (3, 4), (5, 8), (16, 16), (40, 16)])

@@ -14,7 +14,7 @@ from tiny import stable_diffusion
 from together import THREADS, together
 
 from invfast import invert, reconstruct, release, run, runtimes
-from invfast.adapters.base import Adapter
+from invfast.denoiser import Denoiser
 from invfast.methods import FixedPoint
 from invfast.runtimes import RUNTIMES, Spec
 from invfast.store import Store
@@ -136,7 +136,7 @@ def test_first_calls_of_compiled_networks():
 def graphs(monkeypatch):
     """Pipelines on the CPU captured through a stand-in."""
     monkeypatch.setattr(run, "cuda_graphs", lambda device: Recorder())
-    monkeypatch.setattr(Adapter, "uncapturable", None)
+    monkeypatch.setattr(Denoiser, "uncapturable", None)
     release()
     yield
     release()

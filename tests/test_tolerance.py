@@ -14,7 +14,7 @@ from toy import distance, grid, noise_for
 
 from invfast import Inversion, invert, reconstruct
 from invfast import inversion as files
-from invfast.adapters.predictor import Predictor
+from invfast.denoiser.predictor import Predictor
 from invfast.executors import Captured, Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import DDIM, Auto, Direct, FixedPoint, ForwardStart, NegativePrompt, Problem

@@ -10,7 +10,7 @@ from recorded import Recorder
 from toy import distance, grid
 
 from invfast import Schedule
-from invfast.adapters.conditioned import EMBEDS, Conditioned
+from invfast.denoiser.conditioned import EMBEDS, Conditioned
 from invfast.executors import Captured, Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import (

@@ -8,7 +8,7 @@ from tiny import QUICK, stable_diffusion
 from torch.nn.modules.module import register_module_forward_hook
 
 from invfast import Inversion, invert, reconstruct
-from invfast.adapters.conditioned import EMBEDS, Conditioned
+from invfast.denoiser.conditioned import EMBEDS, Conditioned
 from invfast.methods import FixedPoint, ForwardStart, NoiseMaps, NullText, PromptTuning
 
 UNEVEN = FixedPoint(5, "anderson", tolerance=1e-2)

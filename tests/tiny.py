@@ -7,6 +7,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from invfast import demo
+from invfast.denoiser import axes
+from invfast.fingerprint import fingerprint
+from invfast.runtimes import Spec
 
 SD = {
     "beta_schedule": "scaled_linear",
@@ -42,6 +45,13 @@ class SDXL(torch.nn.Module):
     def forward(self, x, t, encoder_hidden_states, text_embeds, time_ids, return_dict=False):
         added = {"text_embeds": text_embeds, "time_ids": time_ids}
         return self.unet(x, t, encoder_hidden_states, added_cond_kwargs=added, return_dict=return_dict)
+
+
+def spec(module, example_inputs, dtype=torch.float32, device="cpu", **changes) -> Spec:
+    """What a runtime is told of a UNet."""
+    factor = 2 ** max(0, len(getattr(module, "up_blocks", ())) - 1)
+    given = {"identity": lambda: fingerprint(module).exact, "axes": axes(example_inputs, factor), **changes}
+    return Spec(torch.device(device), dtype, **given)
 
 
 QUICK = {"num_inference_steps": 4}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from invfast.adapters.predictor import Predictor
+from invfast.denoiser.predictor import Predictor
 from invfast.executors import Plain
 from invfast.integrate import Hooks, Run, integrate
 from invfast.methods import Method, Problem

@@ -1,10 +1,10 @@
-"""What is particular to a family of pipelines: encode, decode, condition, and the predictor."""
+"""What is particular to a family of pipelines: its parts, how images become latents and texts the network's inputs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from invfast.adapters.base import Adapter, Condition, Prompts
+from invfast.adapters.base import Adapter, Prompts
 from invfast.adapters.stable_diffusion import StableDiffusion
 from invfast.adapters.unconditional import Unconditional
 
@@ -26,4 +26,4 @@ def resolve(pipe: Any) -> type[Adapter]:
     )
 
 
-__all__ = ["ADAPTERS", "Adapter", "Condition", "Prompts", "StableDiffusion", "Unconditional", "resolve"]
+__all__ = ["ADAPTERS", "Adapter", "Prompts", "StableDiffusion", "Unconditional", "resolve"]

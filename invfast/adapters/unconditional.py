@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from invfast import images
-from invfast.adapters.base import Adapter, Condition, Prompts
+from invfast.adapters import unets
+from invfast.adapters.base import Adapter, Prompts
+from invfast.denoiser import Condition, Form
 
 
 class Unconditional(Adapter):
@@ -30,10 +32,16 @@ class Unconditional(Adapter):
         plain = "cross_attention_dim" not in config and config.get("class_embed_type") is None
         return plain and config.get("num_class_embeds") is None and config.in_channels == config.out_channels == 3
 
+    def parts(self) -> dict[str, torch.nn.Module]:
+        return {"network": self.pipe.unet}
+
+    def form(self) -> Form:
+        return unets.form(self.pipe.unet)
+
     def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
         """x_0 (B, 3, H, W), the pixels in [-1, 1]; sizes are multiples of the network's downsampling."""
-        factor = 2 ** (len(self.pipe.unet.config.block_out_channels) - 1)
-        return images.to_pixels(image, factor, height, width).to(self.device, self.latent_dtype)
+        pixels = images.to_pixels(image, unets.halvings(self.pipe.unet), height, width)
+        return pixels.to(self.device, self.latent_dtype)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents.float() / 2 + 0.5).clamp(0, 1)
@@ -41,7 +49,7 @@ class Unconditional(Adapter):
     def guidance(self, scale: float) -> float:
         return 1.0
 
-    def condition(self, batch: int, prompts: Prompts, guidance_scale: float) -> Condition:
+    def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
         """Nothing.
 
         Raises:

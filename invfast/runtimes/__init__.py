@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from invfast.runtimes.base import Calibration, Network, Runtime, Spec
+from invfast.runtimes.base import Calibration, Network, Runtime, Spec, Traits
 from invfast.runtimes.cache import unusable
 from invfast.runtimes.compiled import Compile
 from invfast.runtimes.eager import Eager
@@ -88,7 +88,7 @@ def resolve(
     reason = runtime.unavailable()
     if reason:
         raise RuntimeError(f"runtime {runtime.name!r} is unavailable: {reason}")
-    reason = (opaque if runtime.exports else None) or runtime.refuses(device, dtype)
+    reason = (opaque if runtime.traits.exports else None) or runtime.refuses(device, dtype)
     if reason:
         raise ValueError(f"runtime {runtime.name!r} cannot run this network: {reason}")
     return Choice(runtime, dtype, why)
@@ -216,6 +216,7 @@ __all__ = [
     "Network",
     "Runtime",
     "Spec",
+    "Traits",
     "ahead_of_time",
     "bfloat16_on_cpu",
     "prepared",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -36,6 +36,9 @@ class Spec:
         owner: the caller's module, whose memory a runtime may read.
         parameters: how many it has.
         lasts: whether `identity` and `addresses` say all of it, so that a private module serves later calls too.
+        axes: of each input the axes that any length may take, and what that is a multiple of; where the sides of "x"
+            are none of them, every size is a network of its own.
+        in_float: what int8 leaves in floating point, patterns of the names of its parts.
     """
 
     device: torch.device
@@ -48,6 +51,36 @@ class Spec:
     owner: Any = None
     parameters: int = 0
     lasts: bool = False
+    axes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    in_float: tuple[str, ...] = ()
+
+    @property
+    def any_size(self) -> bool:
+        """Whether one network serves latents of many sizes."""
+        return len(self.axes.get("x", ())) > 1
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a runtime's networks can do and need.
+
+    Args:
+        dynamic_batch: whether a prepared network takes any batch size, so that images that are done can be left out.
+        exports: whether it turns the network into something of its own: slow once, kept for later calls, blind to
+            hooks.
+        shares: whether what it makes reads the given weights where they lie, in place of a copy.
+        capturable: whether its networks run on torch's current stream and may be recorded in a CUDA graph.
+        precomputes: whether "t" may be a row of numbers, (1, n), in place of a time: what `denoiser.precompute` makes
+            of it.
+        batched_time: whether a prepared network takes any number of rows with a time each, t (rows,).
+    """
+
+    dynamic_batch: bool = True
+    exports: bool = True
+    shares: bool = False
+    capturable: bool = False
+    precomputes: bool = False
+    batched_time: bool = False
 
 
 class Network(Protocol):
@@ -65,22 +98,7 @@ class Runtime(Protocol):
     """An engine that can run a network."""
 
     name: str
-    dynamic_batch: bool
-    """Whether a prepared network takes any batch size, so that images that are done can be left out."""
-    exports: bool
-    """Whether it turns the network into something of its own: slow once, kept for later calls, blind to hooks."""
-
-    shares: bool
-    """Whether what it exports reads the given weights where they lie, in place of a copy."""
-
-    capturable: bool
-    """Whether its networks run on torch's current stream and may be recorded in a CUDA graph."""
-
-    precomputes: bool
-    """Whether "t" may be a row of numbers, (1, n), in place of a time: what `adapters.precompute` makes of it."""
-
-    batched_time: bool
-    """Whether a prepared network takes any number of rows with a time each, t (rows,)."""
+    traits: Traits
 
     def unavailable(self) -> str | None:
         """Why it cannot run here, with the install command; None when it can."""
@@ -92,7 +110,7 @@ class Runtime(Protocol):
         """The layout it wants its convolution weights in."""
 
     def fuses(self, device: torch.device) -> bool:
-        """Whether it gains from projections of one input made one (`adapters.fused`)."""
+        """Whether it gains from projections of one input made one (`denoiser.fused`)."""
 
     def weights_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         """The dtype `prepare` wants the module in, to compute in `dtype`; None where any will do."""
@@ -110,12 +128,7 @@ class Runtime(Protocol):
 class Exporting:
     """What the runtimes share that make something of their own of a network, and read its weights as they are."""
 
-    dynamic_batch = True
-    exports = True
-    shares = False
-    capturable = False
-    precomputes = False
-    batched_time = False
+    traits = Traits()
 
     def memory_format(self, device: torch.device) -> torch.memory_format:
         return torch.preserve_format

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from invfast.runtimes.base import Network, Spec
+from invfast.runtimes.base import Network, Spec, Traits
 from invfast.runtimes.eager import Torch
 
 logger = logging.getLogger("invfast")
@@ -30,8 +30,7 @@ class Compile(Torch):
         autotune: let Inductor time its kernels for every shape, on a GPU: 5 to 20 s a shape, for dozens of them.
     """
 
-    dynamic_batch = False
-    exports = True
+    traits = Traits(dynamic_batch=False, shares=True, capturable=True, precomputes=True)
 
     def __init__(self, name: str = "compile", autotune: bool = False) -> None:
         self.name, self.autotune = name, autotune

@@ -13,30 +13,27 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import torch
 from safetensors.torch import load_file, save_file
 
+if TYPE_CHECKING:
+    from invfast.runtimes.base import Spec
+
 WEIGHTS, SAMPLES = "weights.safetensors", "samples.safetensors"
 
 
-def description(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], network: str) -> dict[str, Any]:
-    """What shapes a converted network whatever it is converted to, as plain values for the key of a cache entry.
-
-    Where every level halves evenly, the network's path does not depend on the size, and "size" is "open".
-    """
-    sides = example_inputs["x"].shape[2:]
-    factor = halvings(module)
-    even = factor > 1 and all(side % factor == 0 for side in sides)
+def description(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> dict[str, Any]:
+    """What shapes a converted network whatever it is converted to, as plain values for the key of a cache entry."""
     return {
         "class": type(module).__name__,
-        "network": network,
-        "precomputed": list(getattr(module, "precomputed", ())),
+        "network": spec.identity(),
+        "precomputed": list(spec.precomputed),
         **versions(),
         "inputs": {name: [value.ndim, value.is_floating_point()] for name, value in example_inputs.items()},
-        "size": "open" if even else list(sides),
+        "size": "open" if spec.any_size else list(example_inputs["x"].shape[2:]),
     }
 
 
@@ -44,29 +41,9 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("torch", "diffusers")}
 
 
-def halvings(module: torch.nn.Module) -> int:
-    """By how much a UNet's lowest level is smaller than its input; 1 where the module has no levels."""
-    return 2 ** max(0, len(getattr(module, "up_blocks", [])) - 1)
-
-
 def room(module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> int:
     """Bytes a conversion takes on disk: the weights as they are handed over, and as they are written in a dtype."""
     return sum(tensor.numel() * (tensor.element_size() + dtype.itemsize) for *_, tensor in _tensors(module))
-
-
-def in_float(module: torch.nn.Module) -> list[str]:
-    """Patterns of what an int8 network keeps in floating point, by the names of its parts.
-
-    As the field does, the first and last convolution and all of the time (and what is embedded with it). The keys and
-    values of the text: a few percent of the work, and so the ranges need not know the caller's prompts. And the
-    outermost level, where on the bundled UNet the error comes from: 2.3e-2 of one evaluation with it in floating point,
-    6.4e-2 without (mean over 10 times of 16 images).
-    """
-    parts = [r"conv_in", r"conv_out", r"\w*time_emb\w*", r"add_embedding", r"attn2\.to_[kv]"]
-    levels = len(getattr(module, "up_blocks", []))
-    if levels > 1:
-        parts += [r"down_blocks\.0", rf"up_blocks\.{levels - 1}"]
-    return [rf".*\.{part}[./].*" for part in parts]
 
 
 def in_child(

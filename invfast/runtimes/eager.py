@@ -6,16 +6,11 @@ from collections.abc import Mapping
 
 import torch
 
-from invfast.runtimes.base import Network, Spec
+from invfast.runtimes.base import Network, Spec, Traits
 
 
 class Torch:
     """What eager and compiled torch share: any device and dtype, weights and inputs in the dtype of the computation."""
-
-    shares = True
-    capturable = True
-    precomputes = True
-    batched_time = False
 
     def unavailable(self) -> str | None:
         return None
@@ -45,9 +40,7 @@ class Eager(Torch):
     """Always there; any shape, any batch."""
 
     name = "eager"
-    dynamic_batch = True
-    exports = False
-    batched_time = True
+    traits = Traits(exports=False, shares=True, capturable=True, precomputes=True, batched_time=True)
 
     def prepare(self, module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Network:
         def network(x: torch.Tensor, t: torch.Tensor, **static_inputs: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def version() -> str:
 def description(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> dict[str, Any]:
     """All that shapes the file, as plain values."""
     return {
-        **convert.description(module, example_inputs, spec.identity()),
+        **convert.description(module, example_inputs, spec),
         "runtime": f"onnx {version()}",
         "dtype": str(spec.dtype).removeprefix("torch."),
     }
@@ -45,9 +45,8 @@ def description(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tens
 def exported(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> Path:
     """The ONNX file of a module in `spec.dtype`, exported if it is not in the cache; inputs by name, output "out"."""
     inputs = description(module, example_inputs, spec)
-    factor = convert.halvings(module) if inputs["size"] == "open" else None
-    example = {name: _example(name, value, factor) for name, value in example_inputs.items()}
-    axes = {name: _open_axes(name, value.ndim, factor is not None) for name, value in example_inputs.items()}
+    example = {name: _example(value, spec.axes.get(name, {})) for name, value in example_inputs.items()}
+    axes = {name: list(spec.axes.get(name, {})) for name in example_inputs}
     folder = Cache().entry(
         inputs,
         lambda target: convert.in_child("onnx", module, example, target, spec.dtype, axes),
@@ -57,22 +56,9 @@ def exported(module: torch.nn.Module, example_inputs: Mapping[str, torch.Tensor]
     return folder / FILE
 
 
-def _example(name: str, value: torch.Tensor, factor: int | None) -> torch.Tensor:
+def _example(value: torch.Tensor, axes: Mapping[int, int]) -> torch.Tensor:
     """Like an input, of lengths no tracer mistakes for constants: two samples, sides that differ on every level."""
-    if name == "t":
-        return torch.empty(value.shape, dtype=value.dtype)
-    shape = [2, *value.shape[1:]]
-    if name == "x" and factor is not None:
-        shape[2:] = [4 * factor, 6 * factor]
-    elif value.ndim == 3:
-        shape[1] = max(2, shape[1])
+    shape = list(value.shape)
+    for j, (axis, multiple) in enumerate(axes.items()):
+        shape[axis] = 2 if axis == 0 else max(2, shape[axis]) if multiple == 1 else 2 * (j + 1) * multiple
     return torch.empty(shape, dtype=value.dtype)
-
-
-def _open_axes(name: str, dims: int, open_size: bool) -> list[int]:
-    """Samples, the sides of x, the tokens of embeddings."""
-    if name == "t":
-        return []
-    if name == "x":
-        return [0, 2, 3] if open_size else [0]
-    return [0, 1] if dims == 3 else [0]

@@ -68,7 +68,7 @@ class OpenVINO(Exporting):
         names = [name for name in example_inputs if name not in ("x", "t")]
         x = example_inputs["x"]
         inputs = {
-            **convert.description(module, example_inputs, spec.identity()),
+            **convert.description(module, example_inputs, spec),
             "runtime": f"openvino {_version()}",
             "sinusoids": "float32",
         }
@@ -115,7 +115,7 @@ def _quantised(
 ) -> Path:
     if spec.calibration is None:
         raise ValueError("an int8 network needs samples to measure its ranges on; pass a Spec with a calibration")
-    kept = convert.in_float(module)
+    kept = list(spec.in_float)
     made_from = {"nncf": metadata.version("nncf"), "float": kept, "ranges": "min to max", **spec.calibration.says}
 
     def build(target: Path) -> None:

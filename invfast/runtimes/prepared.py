@@ -18,16 +18,18 @@ def prepared(
 
     It serves any number of threads at once. A network with a method `caller` gives each run a way in of its own.
     """
-    if not runtime.exports and not spec.lasts:
+    traits = runtime.traits
+    if not traits.exports and not spec.lasts:
         return runtime.prepare(make(), example_inputs, spec)
 
     def anew() -> Made:
         module = make()
         network = runtime.prepare(module, example_inputs, spec)
-        size = beside(module, spec.addresses()) if runtime.shares else expected
-        return Made(network, lambda: size, spec.device, spec.owner if runtime.shares else None, not runtime.exports)
+        size = beside(module, spec.addresses()) if traits.shares else expected
+        owner = spec.owner if traits.shares else None
+        return Made(network, lambda: size, spec.device, owner, not traits.exports)
 
-    expected = spec.parameters * spec.dtype.itemsize if runtime.exports else 0
+    expected = spec.parameters * spec.dtype.itemsize if traits.exports else 0
     found = READY.take(key(runtime, example_inputs, spec), anew, expected, spec.device)
     caller = getattr(found, "caller", None)
     return found if caller is None else caller()
@@ -40,8 +42,8 @@ def ready(runtime: Runtime, example_inputs: Mapping[str, torch.Tensor], spec: Sp
 
 def key(runtime: Runtime, example_inputs: Mapping[str, torch.Tensor], spec: Spec) -> tuple[Any, ...]:
     """All that shapes a network: where its weights lie and how torch computes only where it runs on them."""
-    network = spec.identity(), spec.precomputed, (spec.numerics, *spec.addresses()) if runtime.shares else ()
-    if not runtime.exports:  # any shape
+    network = spec.identity(), spec.precomputed, (spec.numerics, *spec.addresses()) if runtime.traits.shares else ()
+    if not runtime.traits.exports:  # any shape
         return ("network", runtime.name, *network, spec.device, spec.dtype)
     shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in example_inputs.items())
     calibration = spec.calibration and repr(spec.calibration.says)

@@ -21,7 +21,7 @@ import torch
 
 from invfast.locks import once
 from invfast.runtimes import engine_build, onnx
-from invfast.runtimes.base import Exporting, Network, Spec
+from invfast.runtimes.base import Exporting, Network, Spec, Traits
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.engine import Engine
 
@@ -45,8 +45,7 @@ class TensorRT(Exporting):
             is only built.
     """
 
-    capturable = True
-    precomputes = True
+    traits = Traits(capturable=True, precomputes=True)
 
     def __init__(self, package: str, target: int | None = None) -> None:
         self.package, self.target = package, target

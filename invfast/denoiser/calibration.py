@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from invfast.adapters.clone import private
 from invfast.digests import tensor_digest
 from invfast.fingerprint import fingerprint
 from invfast.runtimes import Calibration
@@ -26,39 +25,53 @@ STEPS, SEED = 10, 0
 Static = Mapping[str, torch.Tensor]
 
 
-def calibration(pipe: Any, example: Static, condition: Callable[[list[str]], Static]) -> Calibration:
-    """Of a pipeline's network for inputs like these: STEPS times of an image for each of TEXTS.
+def calibration(
+    network: Callable[[], torch.nn.Module],
+    scheduler: Any,
+    example: Static,
+    condition: Callable[[list[str]], Static],
+    encoders: Mapping[str, torch.nn.Module | None],
+) -> Calibration:
+    """Of a network for inputs like these: STEPS times of an image for each of TEXTS.
 
-    `condition` gives the static inputs for texts. Samples that are not finite raise FloatingPointError.
+    Samples that are not finite raise FloatingPointError.
+
+    Args:
+        network: makes a private one in float32.
+        scheduler: its pipeline's.
+        example: what it will be called with.
+        condition: the static inputs for texts.
+        encoders: of texts, by the names of their parts in the pipeline.
 
     Raises:
-        ValueError: the network takes text, and the pipeline has no text encoder or no tokenizer.
+        ValueError: the network takes text, and the pipeline cannot encode it.
     """
     texts = TEXTS if "encoder_hidden_states" in example else ("",) * len(TEXTS)
-    encoder = getattr(pipe, "text_encoder", None)
-    missing = [part for part in ("text_encoder", "tokenizer") if getattr(pipe, part, None) is None]
+    missing = [name for name, part in encoders.items() if part is None]
     if missing and any(texts):
         raise ValueError(
             f"int8 is calibrated on texts of its own, and the pipeline has no {' and no '.join(missing)}; load it with "
             "one, or take dtype='float32'"
         )
+    modules = {name: part for name, part in encoders.items() if isinstance(part, torch.nn.Module)}
     says = {
         "texts": list(texts),
-        "text_encoder": None if encoder is None else fingerprint(encoder).weights,
+        "text_encoder": None,
+        **{name: fingerprint(part).weights for name, part in modules.items()},
         "steps": STEPS,
         "seed": SEED,
         "shape": list(example["x"].shape[1:]),
-        "betas": tensor_digest(pipe.scheduler.alphas_cumprod),
-        "prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon"),
+        "betas": tensor_digest(scheduler.alphas_cumprod),
+        "prediction_type": scheduler.config.get("prediction_type", "epsilon"),
     }
-    return Calibration(says, lambda: _samples(pipe, example, condition(list(texts))))
+    return Calibration(says, lambda: _samples(network(), _scheduler(scheduler), example, condition(list(texts))))
 
 
 @torch.inference_mode()
-def _samples(pipe: Any, example: Static, static: Static) -> list[dict[str, torch.Tensor]]:
+def _samples(
+    network: torch.nn.Module, scheduler: DDIMScheduler, example: Static, static: Static
+) -> list[dict[str, torch.Tensor]]:
     static = {name: value.float() for name, value in static.items()}
-    network = private(pipe.unet, torch.float32, torch.preserve_format)
-    scheduler = _scheduler(pipe.scheduler)
     shape = example["x"].shape[1:]
     seeds = range(SEED, SEED + len(TEXTS))
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

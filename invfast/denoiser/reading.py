@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from invfast.adapters.clone import as_it_is, own_dtype
+from invfast.denoiser.clone import as_it_is, own_dtype
 from invfast.fingerprint import Fingerprint, Outline, fingerprints, outline
 from invfast.store import READY, Made
 from invfast.words import said, settled
@@ -45,7 +45,7 @@ class Reading:
                     _kept[module] = seen
                 else:
                     _kept.pop(module, None)
-        self._module, self._seen, self._together = module, seen, [self]
+        self.module, self._seen, self._together = module, seen, [self]
 
     @staticmethod
     def of(modules: Mapping[str, torch.nn.Module]) -> dict[str, Reading]:
@@ -115,7 +115,7 @@ class Reading:
         def made() -> Made:
             value = make()
             held = size(value)
-            return Made(value, lambda: held, self.device, self._module, cheap=True)
+            return Made(value, lambda: held, self.device, self.module, cheap=True)
 
         return made().value if self.key is None else READY.take((*what, self.device, *self.key), made)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from invfast.adapters.predictor import Predictor, scatter
+from invfast.denoiser.predictor import Predictor, scatter
 
 EMBEDS = "encoder_hidden_states"
 Static = dict[str, torch.Tensor]

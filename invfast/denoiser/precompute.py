@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 
-from invfast.adapters.clone import private
+from invfast.denoiser.clone import private
 
 PROMPT, TIMES = PARTS = ("prompt", "times")
 BLOCKS = {
@@ -39,23 +39,23 @@ MIXED = (
 """Settings that bring something else into the time embedding."""
 
 
-def refusals(unet: torch.nn.Module) -> dict[str, str]:
+def refusals(network: torch.nn.Module) -> dict[str, str]:
     """Of each part that cannot be computed beforehand the reason, as the end of a sentence."""
-    if type(unet) is not UNet2DConditionModel:
-        why = f"{type(unet).__name__} is no UNet2DConditionModel"
+    if type(network) is not UNet2DConditionModel:
+        why = f"{type(network).__name__} is no UNet2DConditionModel"
         return dict.fromkeys(PARTS, why)
-    blocks = [*unet.down_blocks, *unet.up_blocks, *([unet.mid_block] if unet.mid_block is not None else [])]
+    blocks = [*network.down_blocks, *network.up_blocks, *([network.mid_block] if network.mid_block is not None else [])]
     unknown = sorted({type(block).__name__ for block in blocks} - BLOCKS)
     if unknown:
         return dict.fromkeys(PARTS, f"it has blocks of another kind, {', '.join(unknown)}")
-    found = {PROMPT: _prompt_refusal(unet), TIMES: _times_refusal(unet)}
+    found = {PROMPT: _prompt_refusal(network), TIMES: _times_refusal(network)}
     return {part: why for part, why in found.items() if why}
 
 
-def _prompt_refusal(unet: UNet2DConditionModel) -> str | None:
-    if unet.encoder_hid_proj is not None:
+def _prompt_refusal(network: UNet2DConditionModel) -> str | None:
+    if network.encoder_hid_proj is not None:
         return "it projects its embeddings first, as an IP-Adapter does"
-    layers = _cross_attention(unet)
+    layers = _cross_attention(network)
     if not layers:
         return "it has no cross-attention"
     for layer in layers:
@@ -69,14 +69,14 @@ def _prompt_refusal(unet: UNet2DConditionModel) -> str | None:
     return None
 
 
-def _times_refusal(unet: UNet2DConditionModel) -> str | None:
-    config = unet.config
+def _times_refusal(network: UNet2DConditionModel) -> str | None:
+    config = network.config
     for name in MIXED:
         if config.get(name) is not None:
             return f"its {name} mixes another input into the time embedding"
-    if any(block.skip_time_act for block in _timed(unet)):
+    if any(block.skip_time_act for block in _timed(network)):
         return "its residual blocks read the time embedding without activation"
-    if any(type(block.time_emb_proj) is not torch.nn.Linear for block in _timed(unet)):
+    if any(type(block.time_emb_proj) is not torch.nn.Linear for block in _timed(network)):
         return "its time projections are not plain linear layers"
     return None
 
@@ -85,19 +85,19 @@ class Precomputed:
     """What the layers that a network does without compute, once a run.
 
     Args:
-        unet: the caller's, read only; nothing of the parts may be refused.
+        network: the caller's, read only; nothing of the parts may be refused.
         parts: names in `PARTS`.
         dtype: the network's.
     """
 
-    def __init__(self, unet: torch.nn.Module, parts: Sequence[str], dtype: torch.dtype) -> None:
-        keys_values = _layers(_keys_values(unet)) if PROMPT in parts else []
+    def __init__(self, network: torch.nn.Module, parts: Sequence[str], dtype: torch.dtype) -> None:
+        keys_values = _layers(_keys_values(network)) if PROMPT in parts else []
         self._keys_values = _private(keys_values, dtype)
         self._sinusoids = self._mlp = None
         if TIMES in parts:
-            self._sinusoids, (self._mlp,) = unet.time_proj, _private([unet.time_embedding], dtype)
-            self._active = [block.nonlinearity for block in _timed(unet)]
-            self._projections = _private(_layers(_projections(unet)), dtype)
+            self._sinusoids, (self._mlp,) = network.time_proj, _private([network.time_embedding], dtype)
+            self._active = [block.nonlinearity for block in _timed(network)]
+            self._projections = _private(_layers(_projections(network)), dtype)
             self._dtype = dtype
 
     @property
@@ -120,18 +120,17 @@ class Precomputed:
         return torch.cat([layer(embeds) for layer in self._keys_values], -1) if len(self._keys_values) else embeds
 
 
-def reduced(unet: torch.nn.Module, parts: Sequence[str]) -> torch.nn.Module:
+def reduced(network: torch.nn.Module, parts: Sequence[str]) -> torch.nn.Module:
     """A private UNet, changed in place into the one that takes what `Precomputed` makes of embeddings and times."""
     if PROMPT in parts:
-        _cut_out(_keys_values(unet))
+        _cut_out(_keys_values(network))
     if TIMES in parts:
-        _cut_out(_projections(unet))
-        for block in _timed(unet):
+        _cut_out(_projections(network))
+        for block in _timed(network):
             block.skip_time_act = True
-        unet.time_embedding = _Given()
-        unet.get_time_embed = _given
-    unet.precomputed = tuple(parts)
-    return unet
+        network.time_embedding = _Given()
+        network.get_time_embed = _given
+    return network
 
 
 class TimeTable:
@@ -182,12 +181,12 @@ def _cut_out(layers: Sequence[tuple[torch.nn.Module, str]]) -> None:
         start = end
 
 
-def _keys_values(unet: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
-    return [(layer, name) for layer in _cross_attention(unet) for name in ("to_k", "to_v")]
+def _keys_values(network: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    return [(layer, name) for layer in _cross_attention(network) for name in ("to_k", "to_v")]
 
 
-def _projections(unet: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
-    return [(block, "time_emb_proj") for block in _timed(unet)]
+def _projections(network: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    return [(block, "time_emb_proj") for block in _timed(network)]
 
 
 def _layers(named: Sequence[tuple[torch.nn.Module, str]]) -> list[torch.nn.Module]:
@@ -198,10 +197,10 @@ def _private(layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> torch.nn.
     return private(torch.nn.ModuleList(layers), dtype, torch.preserve_format)
 
 
-def _cross_attention(unet: torch.nn.Module) -> list[Attention]:
-    return [part for part in unet.modules() if isinstance(part, Attention) and part.is_cross_attention]
+def _cross_attention(network: torch.nn.Module) -> list[Attention]:
+    return [part for part in network.modules() if isinstance(part, Attention) and part.is_cross_attention]
 
 
-def _timed(unet: torch.nn.Module) -> list[ResnetBlock2D]:
-    found = [part for part in unet.modules() if isinstance(part, ResnetBlock2D)]
+def _timed(network: torch.nn.Module) -> list[ResnetBlock2D]:
+    found = [part for part in network.modules() if isinstance(part, ResnetBlock2D)]
     return [block for block in found if block.time_emb_proj is not None]

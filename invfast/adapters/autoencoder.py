@@ -1,0 +1,89 @@
+"""Images to latents and back, through the autoencoder of a latent diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from invfast import images
+from invfast.denoiser import Reading
+from invfast.denoiser.clone import private
+from invfast.store import beside
+
+
+class Autoencoder:
+    """A VAE in one call; the caller's stays as it is.
+
+    Args:
+        read: it, as it is in this call.
+        factor: pixels to one latent, along a side.
+        device: where the pipeline runs it.
+        dtype: of latents.
+        layout: of a private copy's convolution weights.
+    """
+
+    def __init__(
+        self, read: Reading, factor: int, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
+    ) -> None:
+        self.read, self.factor, self.device, self.latent_dtype, self.layout = read, factor, device, dtype, layout
+        self.config = read.module.config
+
+    @torch.no_grad()
+    def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
+        """x_0 (B, C, h, w): the posterior mean, shifted and scaled as the diffusion model was trained.
+
+        Raises:
+            FloatingPointError: the output is not finite.
+        """
+        pixels = images.to_pixels(image, self.factor, height, width)
+        vae, dtype = self._ready()
+        x = _one_by_one(lambda each: vae.encode(each).latent_dist.mode(), pixels.to(self.device, dtype))
+        _check_finite(x, "encoding")
+        return (x.to(self.latent_dtype) - self._shift()) * self.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) pixels in [0, 1], float32.
+
+        Raises:
+            FloatingPointError: the output is not finite.
+        """
+        vae, dtype = self._ready()
+        x = latents / self.config.scaling_factor + self._shift()
+        pixels = _one_by_one(lambda each: vae.decode(each, return_dict=False)[0], x.to(dtype))
+        _check_finite(pixels, "decoding")
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def _ready(self) -> tuple[torch.nn.Module, torch.dtype]:
+        """The VAE and the dtype it computes in: its own, but float32 for a float16 one that overflows or is on a CPU.
+
+        Under hooks, or quantised, it stays what it is.
+        """
+        read, vae = self.read, self.read.module
+        if read.as_it_is:
+            return vae, read.dtype
+        half = read.dtype == torch.float16 and (self.device.type == "cpu" or self.config.force_upcast)
+        dtype, layout = torch.float32 if half else read.dtype, self.layout
+        return read.keep(
+            ("vae", dtype, layout), lambda: private(vae, dtype, layout), lambda made: beside(made, read.addresses)
+        ), dtype
+
+    def _shift(self) -> float:
+        return self.config.get("shift_factor") or 0.0
+
+
+def _one_by_one(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Each alone: rounding would differ with the batch, and a batch of large images takes gigabytes."""
+    return torch.cat([function(each) for each in x.split(1)])
+
+
+def _check_finite(x: torch.Tensor, doing: str) -> None:
+    """Raises FloatingPointError where the VAE left its range."""
+    bad = [str(j + 1) for j, ok in enumerate(x.isfinite().flatten(1).all(1).tolist()) if not ok]
+    if bad:
+        raise FloatingPointError(
+            f"the VAE's output became non-finite {doing} image {', '.join(bad[:8])} of {len(x)}, dtype "
+            f"{str(x.dtype).removeprefix('torch.')}; load the VAE in float32, or set its config's force_upcast"
+        )

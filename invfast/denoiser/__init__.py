@@ -1,0 +1,22 @@
+"""The network of a pipeline, whatever its family: cloned, precomputed, prepared on a runtime, bound to a condition."""
+
+from __future__ import annotations
+
+from invfast.denoiser.conditioned import EMBEDS, Conditioned, alike
+from invfast.denoiser.denoiser import DTYPES, Condition, Denoiser
+from invfast.denoiser.form import Form, axes
+from invfast.denoiser.predictor import Predictor
+from invfast.denoiser.reading import Reading
+
+__all__ = [
+    "DTYPES",
+    "EMBEDS",
+    "Condition",
+    "Conditioned",
+    "Denoiser",
+    "Form",
+    "Predictor",
+    "Reading",
+    "alike",
+    "axes",
+]
