@@ -29,6 +29,20 @@ def neutral() -> Iterator[None]:
         yield
 
 
+def switches() -> tuple[object, ...]:
+    """Which kernels torch is told to take; what was recorded took those."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    attention = (
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+    )
+    own = id(torch.nn.functional.scaled_dot_product_attention)  # others put theirs in its place
+    convolution = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+    return (*attention, own, *convolution, torch.are_deterministic_algorithms_enabled())
+
+
 def numerics(device: torch.device) -> str:
     """How torch is set to compute float32, and sums of half precision, on a device: plain words."""
     backends = torch.backends

@@ -12,7 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from invfast import arguments, ops
 from invfast.adapters import Adapter, Prompts
-from invfast.ambient import numerics
+from invfast.ambient import numerics, switches
 from invfast.denoiser import EMBEDS, Condition, Predictor, alike
 from invfast.executors import SHORTEST, Captured, Executor, Plain, cuda_graphs
 from invfast.integrate import Hooks, Run, integrate
@@ -39,15 +39,17 @@ def problem(
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(f"generator has {len(generator)} generators for {batch} images; pass one, or one an image")
 
+    device, dtype = model.device, model.latent_dtype  # not the model itself: a kept graph would hold its pipeline
+
     def draw(shape: Sequence[int], seed: int) -> torch.Tensor:
         own = [torch.Generator().manual_seed(seed + j) for j in range(batch)] if generator is None else generator
         # Drawn in float32 whatever the run's dtype: a seed means one noise.
-        return randn_tensor(tuple(shape), own, model.device, torch.float32).to(model.latent_dtype)
+        return randn_tensor(tuple(shape), own, device, torch.float32).to(dtype)
 
-    captured = cuda_graph is not False and model.device.type == "cuda" and model.denoiser.runtime.traits.capturable
-    chosen = ops.resolve(model.device, kernels, captured)
+    captured = cuda_graph is not False and device.type == "cuda" and model.denoiser.runtime.traits.capturable
+    chosen = ops.resolve(device, kernels, captured)
     scale, embeds = model.guidance(guidance_scale), _embeds(model, condition)
-    return Problem(grid, scale, model.device, model.latent_dtype, draw, chosen, embeds)
+    return Problem(grid, scale, device, dtype, draw, chosen, embeds)
 
 
 def second(
@@ -216,7 +218,7 @@ def _executor(
     steps = stepper.steps  # ranges of one step are equal whichever way they go
     key = (
         *("graphs", *ready.network.key, ready.runtime.name, ready.dtype, ready.device, ready.precomputed, shapes),
-        numerics(model.device),
+        *(numerics(model.device), switches(), ready.network.code),
         *(problem.schedule.digest, problem.guidance_scale, problem.dtype, problem.kernels.name),
         *(type(stepper), repr(method), steps.start, steps.stop, steps.step),
     )

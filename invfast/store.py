@@ -57,6 +57,8 @@ class _Entry:
     busy: bool = False
     """Lent: nobody else may use it, and it is not forgotten for the room it takes."""
     owner: Any = None
+    queued: Any = None
+    """On a GPU, after what made or used it last: another stream has to wait for that."""
 
 
 class Store:
@@ -70,6 +72,7 @@ class Store:
         self._lock = threading.Lock()
         self._orphans: deque[tuple[Hashable, _Entry]] = deque()
         """Entries whose owner went while the store was locked: a collection may begin anywhere."""
+        self._released: list[Callable[[], None]] = []
 
     def take(self, key: Hashable, make: Callable[[], Made], expected: int = 0, device: torch.device = CPU) -> Any:
         """The thing of a key, made where it is not there; so many bytes of the device are made free before."""
@@ -101,10 +104,12 @@ class Store:
         try:
             if entry.made is None:
                 self._own(key, entry, make())
+            _follow(entry)
             yield entry.made.value
         except BaseException:
             self._forget(key, entry)
             raise
+        _mark(entry)
         with self._lock:
             entry.size, entry.busy = entry.made.size(), False
             if self._entries.get(key) is entry:
@@ -126,6 +131,12 @@ class Store:
         with self._lock:
             dropped, self._entries = self._entries, OrderedDict()
         dropped.clear()
+        for each in self._released:
+            each()
+
+    def also(self, forget: Callable[[], None]) -> None:
+        """Has `release` call this too."""
+        self._released.append(forget)
 
     def _find(self, key: Hashable) -> Made | None:
         self._bury()
@@ -133,7 +144,10 @@ class Store:
             entry = self._entries.get(key)
             if entry is not None:
                 self._entries.move_to_end(key)
-            return entry and entry.made
+        if entry is None or entry.made is None:
+            return None
+        _follow(entry)
+        return entry.made
 
     def _keep(self, key: Hashable, made: Made) -> None:
         entry = _Entry()
@@ -146,8 +160,15 @@ class Store:
 
     def _own(self, key: Hashable, entry: _Entry, made: Made) -> None:
         entry.made, entry.size = made, made.size()
+        _mark(entry)
         if made.owner is not None:
-            entry.owner = weakref.ref(made.owner, lambda _: self._orphaned(key, entry))
+            store, its = weakref.ref(self), weakref.ref(entry)  # a cycle would outlive what frees memory for the next
+
+            def gone(_: Any) -> None:
+                if store() is not None and its() is not None:
+                    store()._orphaned(key, its())
+
+            entry.owner = weakref.ref(made.owner, gone)
             entry.made = made._replace(owner=None)
 
     def _make_room(self, device: torch.device, expected: int | None = None) -> None:
@@ -183,6 +204,20 @@ class Store:
     def _bury(self) -> None:
         while self._orphans:
             self._forget(*self._orphans.popleft())
+
+
+def _mark(entry: _Entry) -> None:
+    """Notes what is queued on the current stream, which made or used the thing."""
+    device = entry.made.device
+    if device.type == "cuda":
+        entry.queued = torch.cuda.Event()
+        entry.queued.record(torch.cuda.current_stream(device))
+
+
+def _follow(entry: _Entry) -> None:
+    """Has the current stream wait for that; the host does not."""
+    if entry.queued is not None:
+        torch.cuda.current_stream(entry.made.device).wait_event(entry.queued)
 
 
 def beside(module: torch.nn.Module, addresses: Iterable[tuple[Any, ...]]) -> int:

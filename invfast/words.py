@@ -49,13 +49,18 @@ def settled(key: str, value: Any) -> bool:
 
 def tells(key: str, value: Any) -> bool:
     """Whether words hold all of an attribute's value, which is copied with its module; a processor is not."""
-    if key in OWN or key in NO_EFFECT or isinstance(value, (*ALIKE, torch.Tensor)):
+    if key in OWN or key in NO_EFFECT or isinstance(value, torch.Tensor) or _is_plain(value):
         return True
-    if isinstance(value, Mapping):
-        return all(tells("", each) for each in value.values())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(tells("", each) for each in value)
     return key == "processor" and kind(value).startswith("diffusers.")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether words hold it; of tensors in a container they do not."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_is_plain, value))
+    return isinstance(value, ALIKE)
 
 
 def kind(value: Any) -> str:

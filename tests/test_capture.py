@@ -1,9 +1,13 @@
 """Captured steps against plain ones: a stand-in for CUDA graphs records operations and replays them without Python."""
 
+import gc
+import weakref
+
 import pytest
 import tiny
 import torch
 from diffusers import DDIMScheduler
+from diffusers.models.resnet import ResnetBlock2D
 from recorded import Recorder
 from test_methods import TWINS, schedule
 from toy import noise_for, predictor
@@ -223,6 +227,42 @@ def test_weights_that_moved_make_a_new_one(graphs):
     before = len(graphs)
     invert(pipe, x, runtime="eager", **settings)
     assert len(graphs) > before
+
+
+def test_other_kernels_and_patched_classes_make_a_new_one(graphs, monkeypatch):
+    pipe, settings = tiny.stable_diffusion(), {"num_inference_steps": 4, "runtime": "eager"}
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def recorded():
+        before = len(graphs)
+        found = invert(pipe, x, **settings).latents
+        assert torch.equal(found, invert(pipe, x, cuda_graph=False, **settings).latents)
+        return len(graphs) > before
+
+    assert [recorded(), recorded()] == [True, False]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert recorded()
+    own = ResnetBlock2D.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(ResnetBlock2D, "forward", lambda self, x, temb: own(self, x, temb) * 0.99)
+        assert recorded()
+    real = torch.nn.functional.scaled_dot_product_attention
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.functional.scaled_dot_product_attention", lambda *a, **k: real(*a, **k) * 0.99)
+        assert recorded()
+    assert not recorded()
+
+
+@pytest.mark.parametrize("method", ["renoise", "ddim", "forward_start", "null_text"])
+def test_kept_graphs_do_not_keep_their_pipeline(method, graphs):
+    pipe, settings = tiny.stable_diffusion(), {"num_inference_steps": 8, "runtime": "eager", "method": method}
+    invert(pipe, torch.zeros(1, 4, 8, 8) + 0.5, **settings)
+    assert kept()
+    unet = weakref.ref(pipe.unet)
+    del pipe
+    gc.collect()
+    assert unet() is None
+    assert not kept()
 
 
 def test_another_pipeline_of_equal_weights_has_its_own(graphs):

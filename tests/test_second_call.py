@@ -10,7 +10,7 @@ from test_capture import graphs  # noqa: F401
 from tiny import stable_diffusion
 
 from invfast import digests, invert, methods, reconstruct, release
-from invfast.adapters import clone, reading
+from invfast.denoiser import clone, reading
 from invfast.methods import DDIM, Direct, FixedPoint
 from invfast.store import READY
 
@@ -96,7 +96,21 @@ def of_the_vae(pipe):
     pipe.vae.encoder.conv_in.weight.data.mul_(1.1)
 
 
-@pytest.mark.parametrize("change", [merged, moved, switched, replaced, rebound, halved, of_the_vae])
+class Louder(torch.nn.SiLU):
+    def forward(self, x):
+        return 1.5 * super().forward(x)
+
+
+def of_another_class(pipe):
+    block = pipe.unet.mid_block.resnets[0]
+    block.nonlinearity = torch.nn.SiLU()  # its own: blocks of diffusers share one
+    block.nonlinearity.__class__ = Louder
+
+
+CHANGES = [merged, moved, switched, replaced, rebound, halved, of_the_vae, of_another_class]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_pipeline_is_read_as_it_is(change, counted, peach):
     pipe, fresh = stable_diffusion(), stable_diffusion()
     first = invert(pipe, peach, **SETTINGS).latents
@@ -120,6 +134,29 @@ def test_a_loras_scale_that_changes_in_place(counted, peach):
         found.append(invert(pipe, peach, **SETTINGS).latents)
     assert torch.equal(found[0], found[2])
     assert not torch.equal(found[0], found[1])
+
+
+class Grown(torch.nn.SiLU):
+    """Adds what it finds of its own."""
+
+    def forward(self, x):
+        return (
+            super().forward(x) + sum(each.weight.mean() for each in self.children()) + sum(map(torch.mean, self.more))
+        )
+
+
+@pytest.mark.parametrize("way", ["a part", "a tensor in a list"])
+def test_a_part_that_takes_something_up(way, counted, peach):
+    pipe, found = stable_diffusion(), []
+    act = pipe.unet.mid_block.resnets[0].nonlinearity = Grown()
+    act.more = [torch.zeros(1)]
+    for _ in range(2):
+        found.append(invert(pipe, peach, **SETTINGS).latents)
+        if way == "a part":
+            act.inner = torch.nn.Linear(1, 1)
+        else:
+            act.more[0] = torch.ones(1)
+    assert not torch.equal(*found)
 
 
 class Odd:

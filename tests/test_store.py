@@ -201,3 +201,32 @@ def test_many_threads_and_little_room(small, eager_switching):
     assert all(together(*(partial(use, j) for j in range(THREADS))))
     assert len(small.contents()) <= 5
     assert sum(entry.size for entry in small._entries.values()) <= 100
+
+
+def test_what_is_forgotten_is_gone_at_once(small):
+    """Without a collection: on a GPU the next thing needs its memory, and graphs must not end within a recording."""
+    module, found = torch.nn.Identity(), []
+    gc.disable()
+    try:
+        small.take("kept", partial(watched, found, module))
+        with pytest.raises(KeyError), small.lend("failed", partial(watched, found, module)):
+            raise KeyError
+        with small.lend("lent", partial(watched, found, module)):
+            pass
+        small.release()
+        assert [each() for each in found] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def watched(found, owner):
+    thing = Thing()
+    found.append(weakref.ref(thing))
+    return Made(thing, lambda: 1, HERE, owner)
+
+
+def test_release_tells_others(small):
+    told = []
+    small.also(lambda: told.append(1))
+    small.release()
+    assert told == [1]

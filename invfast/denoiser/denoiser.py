@@ -177,7 +177,7 @@ class Denoiser:
     def _table(self, before: Precomputed, times: torch.Tensor, dtype: torch.dtype) -> TimeTable | None:
         if TIMES not in self.precomputed:
             return None
-        what = ("times", tuple(times.tolist()), times.dtype, dtype)
+        what = ("times", tuple(times.tolist()), times.dtype, dtype, numerics(self.device))
         return self.network.keep(what, lambda: before.times(times.to(self.device)), lambda table: table.rows.nbytes)
 
     def _precomputed(self, asked: Sequence[str] | None) -> tuple[str, ...]:

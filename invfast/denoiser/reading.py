@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _kept: weakref.WeakKeyDictionary[torch.nn.Module, _Seen] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+READY.also(_kept.clear)  # they hold the weights of modules that are still there, also where those have others by now
 
 
 class Reading:
@@ -124,6 +125,12 @@ class Reading:
         """It and where its weights lie, for what reads them there; None where that does not say all of it."""
         return (self.fingerprint.exact, *self.addresses) if self.lasts else None
 
+    @property
+    def code(self) -> tuple[Any, ...]:
+        """What its classes run, for what was recorded of it: they can be patched too."""
+        kinds = {*(kind for _, kind in self._seen.kinds), *map(type, self._seen.processors)}
+        return tuple(sorted((f"{k.__module__}.{k.__qualname__}", id(_runs(k))) for k in kinds))
+
 
 class _Seen:
     """All of a module but the values of its weights, and a picture of it to tell whether that is still so."""
@@ -139,13 +146,15 @@ class _Seen:
         # A picture of what is managed would hold on to the module itself, through bound methods.
         self.lasts = self.opaque is None and self.outline.lasts
         if self.lasts:
+            self.kinds = [(weakref.ref(part), type(part)) for part in parts]
+            self.processors = [each for part in parts if (each := vars(part).get("processor")) is not None]
             self.picture = [(store, tuple(store), tuple(store.values())) for part in parts for store in _stores(part)]
             self.empty = [store for part in parts for store in (part._forward_hooks, part._forward_pre_hooks)]
             changing = [(vars(part), key) for part in parts for key, x in vars(part).items() if not settled(key, x)]
             self.changing = [(held, key, said(key, held[key])) for held, key in changing]
 
     def holds(self) -> bool:
-        if any(self.empty):
+        if any(self.empty) or any(type(part()) is not kind for part, kind in self.kinds):
             return False
         for store, keys, values in self.picture:
             if len(store) != len(keys) or not all(map(is_, store.values(), values)) or tuple(store) != keys:
@@ -166,7 +175,11 @@ class _Seen:
 
 def _stores(part: torch.nn.Module) -> Iterator[dict[str, Any]]:
     yield vars(part)
-    yield from (store for store in (part._parameters, part._buffers, part._modules) if store)
+    yield from (part._parameters, part._buffers, part._modules)
+
+
+def _runs(kind: type) -> Any:
+    return kind.forward if issubclass(kind, torch.nn.Module) else kind.__call__
 
 
 def _address(x: torch.Tensor) -> Any:

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import torch
 
-_recording = threading.Lock()
-"""Held while a graph is recorded: one capture at a time in a process."""
+_recording = threading.RLock()
+"""Held while a graph is recorded, and by what runs aside: torch's streams come from a pool of 32, and what is queued on
+one that is being captured is captured too."""
 
 
 class Graph(Protocol):
@@ -42,7 +43,7 @@ class CUDAGraphs:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        with torch.cuda.device(self.device):
+        with _recording, torch.cuda.device(self.device):
             current, own = torch.cuda.current_stream(self.device), self.stream
             own.wait_stream(current)
             try:
@@ -59,6 +60,7 @@ class CUDAGraphs:
         """
         with _recording, self.aside():
             self.stream.synchronize()  # of this stream alone
+            _forget_workspaces()  # the graph's must lie in its own pool, which lives as long as it
             graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved(self.device)
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
@@ -72,6 +74,7 @@ class CUDAGraphs:
                     f"a step cannot be captured as a CUDA graph ({type(error).__name__}: {error}); pass "
                     "cuda_graph=False"
                 ) from error
+            _forget_workspaces()  # and nobody else's there
             self.size += max(0, torch.cuda.memory_reserved(self.device) - before)
         return _On(graph, self.device)
 
@@ -79,7 +82,18 @@ class CUDAGraphs:
         """Ends a recording that failed; that it did is known, and its stream is given up with it."""
         with suppress(RuntimeError):
             graph.capture_end()
+        with suppress(AttributeError, RuntimeError):  # where that failed before it told the allocator
+            torch._C._cuda_endAllocateToPool(self.device.index or 0, self.pool)
         self.stream = torch.cuda.Stream(self.device)
+
+
+def _forget_workspaces() -> None:
+    """Has cuBLAS take new workspaces: it keeps one a stream, frees them behind the back of graphs that hold their
+    address, and torch's streams come from a pool.
+    """
+    forget = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if forget is not None:
+        forget()
 
 
 class _On:

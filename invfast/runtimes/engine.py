@@ -6,6 +6,7 @@ call has one of its own while it is queued, and the device takes the next call o
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 import weakref
@@ -60,7 +61,8 @@ class Engine:
                 )
             self.kernels_taken = False
             self._config = self._create_config(trt, kernels)
-            self.contexts = Bindings(self._create_context)
+            # Of no method of its own: a cycle would keep the engine's memory until it is collected.
+            self.contexts = Bindings(functools.partial(_create_context, self._engine, self._config, self._log, device))
             # Of torch's default stream TensorRT waits for the whole device; so it gets one of its own there.
             self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -96,7 +98,7 @@ class Engine:
         for name, value in (*inputs.items(), (OUT, out)):
             context.set_tensor_address(name, value.data_ptr())
         stream = self._queue()
-        with beside(stream), _in_turn(held, stream):
+        with _current(self.device), beside(stream), _in_turn(held, stream):
             if not context.execute_async_v3(stream.cuda_stream if stream else 0):
                 raise RuntimeError(f"TensorRT could not run the engine: {self._log.last()}")
         return out
@@ -121,13 +123,6 @@ class Engine:
             config.set_runtime_cache(self._cache)
         return config
 
-    def _create_context(self) -> Context:
-        with _current(self.device):
-            context = self._engine.create_execution_context(self._config)
-        if context is None:
-            raise RuntimeError(f"TensorRT could not make an execution context: {self._log.last()}")
-        return Context(context)
-
 
 class Caller:
     """An engine for one run: its own context where that is idle, so that nobody else runs in what its graphs hold."""
@@ -143,6 +138,14 @@ class Caller:
             return self.engine.run(self.own, inputs)
         finally:
             self._lock.release()
+
+
+def _create_context(engine: Any, config: Any, log: Any, device: torch.device) -> Context:
+    with _current(device):
+        context = engine.create_execution_context(config)
+    if context is None:
+        raise RuntimeError(f"TensorRT could not make an execution context: {log.last()}")
+    return Context(context)
 
 
 def _give_back(engine: Engine, held: Context) -> None:
