@@ -71,6 +71,7 @@ def invert(
     callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     return_dict: bool = True,
+    **conditions: Any,
 ) -> Inversion | tuple[torch.Tensor, torch.Tensor]:
     """Finds the noise from which a diffusion pipeline regenerates images. The pipeline is left untouched.
 
@@ -114,6 +115,10 @@ def invert(
             `torch.no_grad()`. As in diffusers an edit in place counts, like a tensor that is returned.
         callback_on_step_end_tensor_inputs: names from the method's state.
         return_dict: False returns (latents, init_latents).
+        **conditions: what else the pipeline's network is told, by diffusers' names (`Adapter.takes`). Stable Diffusion
+            XL: prompt_2, negative_prompt_2; pooled_prompt_embeds, negative_pooled_prompt_embeds, (1 or B, width),
+            beside prompt_embeds; original_size, target_size, the image's own by default, crops_coords_top_left, and
+            negative ones, two integers each. Pixel-space pipelines with classes: class_labels, one or one an image.
 
     Returns:
         Inversion, its latents at the noise end of the grid, or where it was interrupted.
@@ -138,7 +143,8 @@ def invert(
     with model.session():
         x = model.encode(image, height, width)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds)
+        more = model.check(len(x), conditions)
+        prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds, more)
         condition = model.condition(x, prompts, guidance_scale)
         problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
         second = run.second(model, chosen, problem, prompts, x)
@@ -164,6 +170,7 @@ def invert(
         stats=stats,
         trajectory=found.trajectory,
         provenance=record,
+        conditions={name: value for name, value in more.items() if not isinstance(value, torch.Tensor)},
     )
     if node < grid.num_steps:
         logger.warning("interrupted at node %d of %d; the latents are not noise yet", node, grid.num_steps)
@@ -187,6 +194,7 @@ def reconstruct(
     callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     return_dict: bool = True,
+    **conditions: Any,
 ) -> Reconstruction | tuple[Any]:
     """Regenerates the images of an inversion: its sampler, grid and prompts, the other way.
 
@@ -207,6 +215,7 @@ def reconstruct(
         callback_on_step_end: as in `invert`.
         callback_on_step_end_tensor_inputs: as in `invert`.
         return_dict: False returns (images,).
+        **conditions: as in `invert`, where they are others; the inversion's own are known, but for pooled embeddings.
 
     Returns:
         Reconstruction; with return_dict=False the tuple (images,).
@@ -229,7 +238,8 @@ def reconstruct(
     kept = {name: value.to(model.device, model.latent_dtype) for name, value in kept.items()}
     batch = len(inversion.latents)
     with model.session():
-        prompts = Prompts(inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds)
+        more = model.check(batch, {**inversion.conditions, **conditions})
+        prompts = Prompts(inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds, more)
         condition = model.condition(kept["latents"], prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition):
             warn(f"{difference} not what the inversion was made with")
@@ -247,8 +257,35 @@ def reconstruct(
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
 
 
+SAMPLED_BY_DDIM = {"DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"}
+_told: set[str] = set()
+"""Warnings that were given: once each in a process."""
+
+
+def _warn_of_sampler(scheduler: Any) -> None:
+    """What of a pipeline's own sampler the grid leaves out: with it noise does not lead back to the image."""
+    name, config = type(scheduler).__name__, scheduler.config
+    said = []
+    if name not in SAMPLED_BY_DDIM:
+        said.append(
+            f"the pipeline samples by {name}; inversion and reconstruct() follow DDIM over its betas, and the pipeline's "
+            "own call regenerates the image with DDIMScheduler.from_config(pipe.scheduler.config) in its place"
+        )
+    said += [
+        f"{name} has {option}, which changes samples so that no step can be undone; it is left out here, and the "
+        f"pipeline's own call regenerates the image with {option}=False"
+        for option in ("clip_sample", "thresholding")
+        if config.get(option)
+    ]
+    for message in said:
+        if message not in _told:
+            _told.add(message)
+            warn(message)
+
+
 def _schedule(pipe: Any, schedule: Schedule | None, steps: int, timesteps: Sequence[int] | None) -> Schedule:
     if schedule is None:
+        _warn_of_sampler(pipe.scheduler)
         return Schedule.from_scheduler(pipe.scheduler, steps, timesteps=timesteps)
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be an invfast.Schedule, got {type(schedule).__name__}")

@@ -62,15 +62,15 @@ def texts(
         raise ValueError("pass prompt or prompt_embeds, not both")
     if negative_prompt_embeds is not None and negative_prompt is not None:
         raise ValueError("pass negative_prompt or negative_prompt_embeds, not both")
-    positive = None if prompt_embeds is not None else _each(prompt, batch, "prompt")
-    negative = None if negative_prompt is None else _each(negative_prompt, batch, "negative_prompt")
+    positive = None if prompt_embeds is not None else each(prompt, batch, "prompt")
+    negative = None if negative_prompt is None else each(negative_prompt, batch, "negative_prompt")
     return positive, negative
 
 
-def _each(text: Text | None, batch: int, name: str) -> list[str]:
+def each(text: Text | None, batch: int, name: str) -> list[str]:
     """One text an image."""
     texts = [text] * batch if isinstance(text, str) else list(text) if isinstance(text, Sequence) else [text]
-    if not all(isinstance(each, str) for each in texts):
+    if not all(isinstance(one, str) for one in texts):
         raise TypeError(f"{name} must be a text or a list of texts, got {text!r}")
     if len(texts) != batch:
         raise ValueError(f"{name} has {len(texts)} texts for {batch} images; pass one for all, or one an image")

@@ -82,6 +82,8 @@ class Inversion:
         trajectory: (node + 1, B, C, h, w) on the CPU, x_0 first, where it was asked for. With ForwardStart(K) it begins
             at the latent after the jump.
         provenance: names, versions and digests, plain values.
+        conditions: what else the network was told, by the names of `invert`'s arguments, plain values: second prompts,
+            sizes, class labels.
 
     `len(inversion)` is the number of images; `inversion[2]` and `inversion[:4]` are inversions of some of them, which
     `reconstruct` and `save` take like the whole. Equal are two whose every field is, bit for bit, on whatever device;
@@ -100,6 +102,7 @@ class Inversion:
     stats: Stats
     trajectory: torch.Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     __eq__ = plain.same_fields
 
@@ -123,7 +126,8 @@ class Inversion:
             negative_prompt=None if self.negative_prompt is None else self.negative_prompt[index],
             stats=replace(stats, evaluations=stats.evaluations[index], residual=residual, reached=reached),
             trajectory=None if self.trajectory is None else self.trajectory[:, index],
-            provenance={k: v[index] if k in stored.PER_IMAGE and v else v for k, v in self.provenance.items()},
+            provenance=stored.of_images(self.provenance, index),
+            conditions=stored.of_images(self.conditions, index),
         )
 
     def to_tuple(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,6 +189,7 @@ def _plain(inversion: Inversion) -> dict[str, Any]:
             "dtype": str(stats.dtype).removeprefix("torch."),
         },
         "provenance": dict(inversion.provenance),
+        "conditions": dict(inversion.conditions),
     }
 
 

@@ -35,6 +35,7 @@ def prepare(
     dtype: torch.dtype | str | None = None,
     capability: int | None = None,
     precompute: Sequence[str] | None = None,
+    **conditions: Any,
 ) -> Prepared:
     """Readies a pipeline's network ahead of time: exported, in the cache, compiled, and kept for the next `invert`.
 
@@ -50,6 +51,7 @@ def prepare(
             builds it without one. The engine goes into the cache and is found by a machine with the same versions,
             the same weights in the same dtype, and that cache.
         precompute: as in `invert`, and the same as there: a network that is given keys and values is another one.
+        **conditions: as in `invert`, where the network cannot do without.
 
     Raises:
         ValueError, RuntimeError, OSError: as in `invert`; or the runtime builds for no such GPU.
@@ -59,7 +61,8 @@ def prepare(
     with model.session():
         ready, x = model.denoiser, model.encode(Image.new("RGB", (width, height)), height, width)
         x = x.expand(batch_size, *x.shape[1:])
-        condition = model.condition(x, Prompts([""] * batch_size), guidance_scale)
+        prompts = Prompts([""] * batch_size, more=model.check(batch_size, conditions))
+        condition = model.condition(x, prompts, guidance_scale)
         ready.predictor(x, torch.tensor([0]), condition)
     return Prepared(ready.runtime.name, ready.dtype, ready.reason, time.perf_counter() - began)
 

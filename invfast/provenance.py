@@ -11,7 +11,7 @@ import torch
 
 from invfast.adapters import Adapter
 from invfast.ambient import numerics
-from invfast.denoiser import EMBEDS, Condition
+from invfast.denoiser import EMBEDS, GUIDANCE, Condition
 from invfast.digests import tensor_digest
 from invfast.methods import Method
 from invfast.schedule import Schedule
@@ -24,6 +24,7 @@ MEANING = {
     "vae.settings": "the VAE's settings are",
     "prompt_embeds": "the prompt embeddings are",
     "negative_prompt_embeds": "the negative prompt embeddings are",
+    "other_embeds": "the other conditions (pooled embeddings, sizes, labels) are",
     "numerics": "torch's numeric settings (TF32, reduced precision) are",
 }
 PACKAGES = ("invfast", "torch", "diffusers", "transformers", "peft")
@@ -76,8 +77,20 @@ def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:
         **{f"{part}.{k}": getattr(of, k) for part, of in found.items() for k in ("weights", "settings", "unreadable")},
         "prompt_embeds": _row_digests(positive.get(EMBEDS)),
         "negative_prompt_embeds": _row_digests((negative or {}).get(EMBEDS)),
+        "other_embeds": _row_digests(_beside(condition)),
         "numerics": numerics(model.device),
     }
+
+
+def _beside(condition: Condition) -> torch.Tensor | None:
+    """What the network is told beside the text, (B, ...); not the guidance, which the way back may have otherwise."""
+    found = [
+        value.detach().double().flatten(1) if value.ndim > 1 else value.double().unsqueeze(1)
+        for branch in condition
+        for name, value in (branch or {}).items()
+        if name not in (EMBEDS, GUIDANCE)
+    ]
+    return torch.cat([value.cpu() for value in found], 1) if found else None
 
 
 def _row_digests(rows: torch.Tensor | None) -> list[str] | None:

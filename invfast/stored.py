@@ -34,8 +34,10 @@ DTYPES = {
 }
 """The tensors of a file by name, beside those of the state, and what they may be."""
 
-PER_IMAGE = ("prompt_embeds", "negative_prompt_embeds")
+DIGESTS = ("prompt_embeds", "negative_prompt_embeds", "other_embeds")
 """Provenance that has one entry an image."""
+PER_IMAGE = {"prompt_2": list[str], "negative_prompt_2": list[str], "class_labels": list[int]}
+"""Conditions that have one entry an image, and what they are."""
 
 Made = TypeVar("Made")
 
@@ -66,6 +68,12 @@ def load(path: Path, make: Callable[[dict[str, torch.Tensor], Any], Made]) -> Ma
         raise ValueError(f"inversion file {str(path)!r} cannot be used: its JSON is nested too deeply") from error
     except (safetensors.SafetensorError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"inversion file {str(path)!r} cannot be used: {error}") from error
+
+
+def of_images(values: Mapping[str, Any], index: slice) -> dict[str, Any]:
+    """Plain values of a batch for some of its images."""
+    each = (*DIGESTS, *PER_IMAGE)
+    return {name: value[index] if name in each and value else value for name, value in values.items()}
 
 
 def digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
@@ -122,7 +130,11 @@ def _check_records(inversion: Inversion) -> None:
             raise ValueError(f"{name} has {len(each)} texts for {len(x)} images")
     if len(inversion.stats.evaluations) != len(x):
         raise ValueError(f"evaluations has {len(inversion.stats.evaluations)} entries for {len(x)} images")
-    for name in PER_IMAGE:
+    for name, kind in PER_IMAGE.items():
+        each = inversion.conditions.get(name)
+        if each is not None and not (plain.fits(each, kind) and len(each) == len(x)):
+            raise ValueError(f"{name} must be {kind} of {len(x)}, got {plain.shown(each)}")
+    for name in DIGESTS:
         each = inversion.provenance.get(name)
         if each is not None and not (plain.fits(each, list[str]) and len(each) == len(x)):
             raise ValueError(f"provenance {name} must be one digest an image, got {plain.shown(each)}")

@@ -47,7 +47,7 @@ ALLOWED = {
     },
     "runtimes": {"digests", "locks", "store", "warned"},
     "denoiser": {"runtimes", "ambient", "counts", "digests", "fingerprint", "store", "warned", "words"},
-    "adapters": {"denoiser", "images", "runtimes", "locks", "store"},
+    "adapters": {"arguments", "denoiser", "images", "runtimes", "locks", "store"},
     "api": {
         "ambient",
         "run",

@@ -1,5 +1,6 @@
 """A pipeline's own state while several calls run on it: shared, put back by the last, none taken from another."""
 
+import functools
 import threading
 from functools import partial
 
@@ -113,6 +114,7 @@ def test_texts_are_encoded_for_one_caller_at_a_time():
     pipes = [first, type(first)(**first.components)] * 2
     real = type(first).encode_prompt
 
+    @functools.wraps(real)
     def encode(self, *given, **named):
         with meeting:
             return real(self, *given, **named)

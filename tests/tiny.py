@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from invfast import demo
 from invfast.denoiser import axes
 from invfast.fingerprint import fingerprint
 from invfast.runtimes import Spec
 
+TOKENIZER = demo.ROOT / "emoji64" / "tokenizer"
 SD = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -21,25 +28,33 @@ SD = {
 }
 
 
+def sdxl_unet(width: int = 32, **config) -> UNet2DConditionModel:
+    """Shaped like SDXL's, for pooled embeddings of 16 numbers."""
+    return UNet2DConditionModel(
+        **{
+            "block_out_channels": (16, 32, 32),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 2),
+            "cross_attention_dim": width,
+            "attention_head_dim": (2, 4, 4),
+            "norm_num_groups": 8,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 16 + 6 * 8,
+            **config,
+        }
+    )
+
+
 class SDXL(torch.nn.Module):
     """A UNet shaped like SDXL's, its extra conditions as inputs of their own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.unet = UNet2DConditionModel(
-            block_out_channels=(16, 32, 32),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 2),
-            cross_attention_dim=32,
-            attention_head_dim=(2, 4, 4),
-            norm_num_groups=8,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=16 + 6 * 8,
-        )
+        self.unet = sdxl_unet()
         self.up_blocks = self.unet.up_blocks
 
     def forward(self, x, t, encoder_hidden_states, text_embeds, time_ids, return_dict=False):
@@ -76,26 +91,10 @@ def stable_diffusion(
         norm_num_groups=8,
         time_cond_proj_dim=time_cond_proj_dim,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-        force_upcast=force_upcast,
-    )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(demo.ROOT / "emoji64" / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        eos_token_id=2,
-    )
+    vae, tokenizer = autoencoder(force_upcast=force_upcast), PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
     pipe = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(text).eval(),
+        text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
@@ -106,3 +105,50 @@ def stable_diffusion(
     torch.set_rng_state(state)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def stable_diffusion_xl(cls=StableDiffusionXLPipeline, scheduler=None, vae=None, **config) -> StableDiffusionXLPipeline:
+    """Shaped like SDXL (two text encoders, pooled embeddings, sizes), weights from a fixed seed."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    unet, tokenizer = sdxl_unet(64, **config), PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+    with torch.no_grad():
+        unet.conv_out.weight *= 0.1  # a trained network contracts; a random one need not
+    pipe = cls(
+        vae=autoencoder(scaling_factor=4.0) if vae is None else vae,
+        text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, projection_dim=16)).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=PreTrainedTokenizerFast.from_pretrained(TOKENIZER),
+        unet=unet,
+        scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
+        add_watermarker=False,
+    )
+    torch.set_rng_state(state)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def autoencoder(**config) -> AutoencoderKL:
+    """Three halvings, as those of Stable Diffusion."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        **config,
+    )
+
+
+def text_config(tokenizer, **config) -> CLIPTextConfig:
+    """Of a text encoder of one layer."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        eos_token_id=2,
+        **config,
+    )

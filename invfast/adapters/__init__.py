@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from invfast.adapters import door
 from invfast.adapters.base import Adapter, Prompts
 from invfast.adapters.stable_diffusion import StableDiffusion
+from invfast.adapters.stable_diffusion_xl import StableDiffusionXL
 from invfast.adapters.unconditional import Unconditional
 
-ADAPTERS: tuple[type[Adapter], ...] = (StableDiffusion, Unconditional)
+ADAPTERS: tuple[type[Adapter], ...] = (StableDiffusion, StableDiffusionXL, Unconditional)
 
 
 def resolve(pipe: Any) -> type[Adapter]:
-    """The adapter of a pipeline.
+    """The adapter of a pipeline, by its class.
 
     Raises:
-        TypeError: no adapter knows it.
+        TypeError: it is of no family's; says what can be done.
     """
+    own = door.kinds(pipe)
     for adapter in ADAPTERS:
-        if adapter.supports(pipe):
+        if own & set(adapter.pipelines):
             return adapter
-    raise TypeError(
-        f"pipeline {type(pipe).__name__} is not supported; expected one of: "
-        + "; ".join(adapter.description for adapter in ADAPTERS)
-    )
+    raise TypeError(door.foreign(pipe, {each.pipelines[0]: each.description for each in ADAPTERS}))
 
 
-__all__ = ["ADAPTERS", "Adapter", "Prompts", "StableDiffusion", "Unconditional", "resolve"]
+__all__ = ["ADAPTERS", "Adapter", "Prompts", "StableDiffusion", "StableDiffusionXL", "Unconditional", "resolve"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from invfast import images
 from invfast.denoiser import Reading
 from invfast.denoiser.clone import private
 from invfast.store import beside
+
+if TYPE_CHECKING:
+    from invfast.adapters.base import Adapter
 
 
 class Autoencoder:
@@ -30,6 +33,12 @@ class Autoencoder:
         self.read, self.factor, self.device, self.latent_dtype, self.layout = read, factor, device, dtype, layout
         self.config = read.module.config
 
+    @classmethod
+    def of(cls, model: Adapter) -> Autoencoder:
+        """The one of a latent diffusion pipeline."""
+        layout = model.denoiser.runtime.memory_format(model.device)
+        return cls(model.read["vae"], model.pipe.vae_scale_factor, model.device, model.latent_dtype, layout)
+
     @torch.no_grad()
     def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
         """x_0 (B, C, h, w): the posterior mean, shifted and scaled as the diffusion model was trained.
@@ -39,9 +48,10 @@ class Autoencoder:
         """
         pixels = images.to_pixels(image, self.factor, height, width)
         vae, dtype = self._ready()
-        x = _one_by_one(lambda each: vae.encode(each).latent_dist.mode(), pixels.to(self.device, dtype))
+        x = _one_by_one(lambda each: _mean(vae.encode(each)), pixels.to(self.device, dtype))
         _check_finite(x, "encoding")
-        return (x.to(self.latent_dtype) - self._shift()) * self.config.scaling_factor
+        shift, scale = self._normalisation()
+        return (x.to(self.latent_dtype) - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -51,7 +61,8 @@ class Autoencoder:
             FloatingPointError: the output is not finite.
         """
         vae, dtype = self._ready()
-        x = latents / self.config.scaling_factor + self._shift()
+        shift, scale = self._normalisation()
+        x = latents / scale + shift
         pixels = _one_by_one(lambda each: vae.decode(each, return_dict=False)[0], x.to(dtype))
         _check_finite(pixels, "decoding")
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
@@ -64,14 +75,36 @@ class Autoencoder:
         read, vae = self.read, self.read.module
         if read.as_it_is:
             return vae, read.dtype
-        half = read.dtype == torch.float16 and (self.device.type == "cpu" or self.config.force_upcast)
+        upcast = self.config.get("force_upcast", True)
+        half = read.dtype == torch.float16 and (self.device.type == "cpu" or upcast)
         dtype, layout = torch.float32 if half else read.dtype, self.layout
         return read.keep(
             ("vae", dtype, layout), lambda: private(vae, dtype, layout), lambda made: beside(made, read.addresses)
         ), dtype
 
-    def _shift(self) -> float:
-        return self.config.get("shift_factor") or 0.0
+    def _normalisation(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """What is taken off an image's latents, and what they are multiplied by, for one channel or all."""
+        mean, std = (self.config.get(name) for name in ("latents_mean", "latents_std"))
+        scale = self.config.get("scaling_factor", 1.0)
+        if mean is None or std is None:
+            return self.config.get("shift_factor") or 0.0, scale
+        mean, std = (
+            torch.tensor(each, device=self.device, dtype=self.latent_dtype).reshape(1, -1, 1, 1) for each in (mean, std)
+        )
+        return mean, scale / std
+
+
+def _mean(encoded: Any) -> torch.Tensor:
+    """The posterior mean of a Gaussian; what encoders without one (tiny ones, VQ before its codes) give is itself.
+
+    Raises:
+        TypeError: neither.
+    """
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()
+    if hasattr(encoded, "latents"):
+        return encoded.latents
+    raise TypeError(f"the VAE's encoder gives {type(encoded).__name__}, with neither latent_dist nor latents")
 
 
 def _one_by_one(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

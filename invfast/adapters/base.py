@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 
+from invfast.adapters import door
 from invfast.adapters.session import exclusive, session
 from invfast.denoiser import Condition, Denoiser, Form, Reading
 from invfast.denoiser.calibration import calibration
@@ -20,12 +21,16 @@ from invfast.runtimes import Calibration
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What the images show: texts, one an image, or embeddings (1 or B, tokens, width) in their place."""
+    """What the images show: texts, one an image, or embeddings (1 or B, tokens, width) in their place.
+
+    `more` holds what else a family takes, by the names of `Adapter.takes`, as `Adapter.check` leaves it.
+    """
 
     texts: list[str] | None = None
     negative: list[str] | None = None
     embeds: torch.Tensor | None = None
     negative_embeds: torch.Tensor | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Adapter(ABC):
@@ -36,11 +41,15 @@ class Adapter(ABC):
         runtime, dtype, opaque, precompute: as in `Denoiser`.
 
     Raises:
-        ValueError, RuntimeError: as in `Denoiser`.
+        ValueError, RuntimeError: as in `Denoiser`; or something of the pipeline would be ignored, or break.
     """
 
     description: ClassVar[str]
     """What the pipeline must be, for the error that lists what is supported."""
+    pipelines: ClassVar[tuple[str, ...]]
+    """Its classes in diffusers; a subclass counts where it has the same parts."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """What it may be told of the images beside prompt and embeddings, by diffusers' names."""
 
     def __init__(
         self,
@@ -51,22 +60,23 @@ class Adapter(ABC):
         precompute: Sequence[str] | None = None,
     ) -> None:
         self.pipe = pipe
+        self._admit(self.unfit())
         self._still = [part for name, part in self.parts().items() if not self.read[name].as_it_is]
         """Parts without hooks that move or cast their weights."""
         with exclusive(pipe, self._still):
             if len(self._still) < len(self.read):
                 del self.read  # another call may have been moving it
             network = self.read["network"]
+            self._admit([network.once("remembers", lambda: door.remembers(network.module))])
             # Where hooks move the network, only its pipeline knows where it will run.
             device = torch.device(pipe._execution_device) if network.as_it_is else network.device
             self.denoiser = Denoiser(
                 network, self.form(), device, runtime, dtype, opaque, precompute, self._calibration
             )
 
-    @staticmethod
     @abstractmethod
-    def supports(pipe: Any) -> bool:
-        """Whether this family is the pipeline's."""
+    def unfit(self) -> Iterable[str | None]:
+        """What of the pipeline would be ignored, or ends in the middle, as sentences with the remedy."""
 
     @abstractmethod
     def parts(self) -> dict[str, torch.nn.Module]:
@@ -91,6 +101,21 @@ class Adapter(ABC):
     @abstractmethod
     def guidance(self, scale: float) -> float:
         """The scale as far as it runs a second branch, else 1."""
+
+    def check(self, batch: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        """What a caller says of the images beside prompt and embeddings, as far as it is said.
+
+        Raises:
+            TypeError: a name that this family does not take.
+            ValueError: a value it cannot use.
+        """
+        unknown = sorted(more.keys() - set(self.takes))
+        if unknown:
+            known = f"takes {', '.join(self.takes)}" if self.takes else "takes nothing"
+            raise TypeError(
+                f"unknown argument {unknown[0]!r}: beside prompts and embeddings {type(self).__name__} {known}"
+            )
+        return {name: value for name, value in more.items() if value is not None}
 
     def encoders(self) -> dict[str, Any]:
         """What encodes texts, by the names of its parts in the pipeline; None where it is not there."""
@@ -133,6 +158,11 @@ class Adapter(ABC):
                 + (" with non-finite values" if x.is_floating_point() and x.numel() else "")
             )
         return x.to(self.device, self.latent_dtype)
+
+    def _admit(self, unfit: Iterable[str | None]) -> None:
+        why = [each for each in unfit if each]
+        if why:
+            raise ValueError(f"{type(self.pipe).__name__} cannot be inverted: {'; '.join(why)}")
 
     def _calibration(self, example: Mapping[str, torch.Tensor]) -> Calibration:
         """What int8 is calibrated on, for inputs like these."""

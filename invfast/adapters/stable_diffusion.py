@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from invfast.adapters import texts, unets
+from invfast.adapters import door, texts, unets
 from invfast.adapters.autoencoder import Autoencoder
 from invfast.adapters.base import Adapter, Prompts
 from invfast.denoiser import EMBEDS, Condition, Form
@@ -20,13 +21,17 @@ class StableDiffusion(Adapter):
         "Stable Diffusion 1.x or 2.x (a vae and a UNet2DConditionModel of its latents, one text encoder or none)"
     )
 
-    @staticmethod
-    def supports(pipe: Any) -> bool:
-        parts = ("unet", "vae", "scheduler", "encode_prompt")
-        if any(getattr(pipe, part, None) is None for part in parts) or hasattr(pipe, "text_encoder_2"):
-            return False
-        config = pipe.unet.config
-        return "cross_attention_dim" in config and config.in_channels == pipe.vae.config.latent_channels
+    pipelines = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+    )
+
+    def unfit(self) -> Iterator[str | None]:
+        yield from door.unfit(self.pipe.unet, self.pipe.vae.config.latent_channels)
+        yield door.patched(self.pipe)
 
     def parts(self) -> dict[str, torch.nn.Module]:
         return {"network": self.pipe.unet, "vae": self.pipe.vae}
@@ -44,7 +49,7 @@ class StableDiffusion(Adapter):
             FloatingPointError: the VAE's output is not finite.
         """
         latents = self.latents_of(image, height, width)
-        return self._vae().encode(image, height, width) if latents is None else latents
+        return Autoencoder.of(self).encode(image, height, width) if latents is None else latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) pixels in [0, 1], float32.
@@ -52,21 +57,16 @@ class StableDiffusion(Adapter):
         Raises:
             FloatingPointError: the VAE's output is not finite.
         """
-        return self._vae().decode(latents)
+        return Autoencoder.of(self).decode(latents)
 
     def guidance(self, scale: float) -> float:
-        """The scale as far as it runs a second branch: 1 where it is below, or an input of the network itself (LCM)."""
-        distilled = self.pipe.unet.config.time_cond_proj_dim is not None
-        return scale if scale > 1 and not distilled else 1.0
+        return unets.guidance(self.pipe.unet, scale)
 
     @torch.no_grad()
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
         batch = len(latents)
         static = {EMBEDS: self._embed(batch, prompts.texts, prompts.embeds, "prompt_embeds")}
-        width = self.pipe.unet.config.time_cond_proj_dim
-        if width is not None:
-            scale = torch.tensor(guidance_scale - 1, device=self.device).repeat(batch)
-            static["timestep_cond"] = self.pipe.get_guidance_scale_embedding(scale, embedding_dim=width)
+        static |= unets.guided(self.pipe, batch, guidance_scale, self.device)
         if self.guidance(guidance_scale) <= 1:
             return static, None
         negative = [""] * batch if prompts.negative is None else prompts.negative
@@ -81,7 +81,3 @@ class StableDiffusion(Adapter):
         texts.check_encoders(self.encoders(), name.removesuffix("_embeds"), said, instead)
         with lock_of(self.pipe.tokenizer):  # a call of it sets how it pads and truncates
             return texts.encoded(said, lambda text: self.pipe.encode_prompt(text, self.device, 1, False)[:1])[0]
-
-    def _vae(self) -> Autoencoder:
-        layout = self.denoiser.runtime.memory_format(self.device)
-        return Autoencoder(self.read["vae"], self.pipe.vae_scale_factor, self.device, self.latent_dtype, layout)

@@ -1,36 +1,51 @@
-"""Unconditional pixel-space pipelines, DDPMPipeline and DDIMPipeline: a UNet2DModel of images and nothing else."""
+"""Pixel-space pipelines without text, DDPMPipeline and DDIMPipeline: a UNet2DModel of images, and perhaps classes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 
 from invfast import images
-from invfast.adapters import unets
+from invfast.adapters import door, unets
 from invfast.adapters.base import Adapter, Prompts
 from invfast.denoiser import Condition, Form
 
 
 class Unconditional(Adapter):
-    """Latents are the pixels themselves, in [-1, 1]. There is no prompt, and so no guidance.
+    """Latents are the pixels themselves, in [-1, 1]. There is no prompt, and so no guidance. Of a network that also
+    predicts its variance (ADM) the mean alone counts, as for DDIM.
 
     The pipelines' own schedulers often clip the predicted sample to [-1, 1]; a clipped step cannot be undone, so the
     grid here is without.
     """
 
-    description = (
-        "an unconditional DDPMPipeline or DDIMPipeline (a UNet2DModel that predicts as many channels as it takes)"
-    )
+    description = "a DDPMPipeline or DDIMPipeline (a UNet2DModel of three channels, with class labels or without)"
 
-    @staticmethod
-    def supports(pipe: Any) -> bool:
-        unet = getattr(pipe, "unet", None)
-        if unet is None or getattr(pipe, "scheduler", None) is None or getattr(pipe, "vae", None) is not None:
-            return False
-        config = unet.config
-        plain = "cross_attention_dim" not in config and config.get("class_embed_type") is None
-        return plain and config.get("num_class_embeds") is None and config.in_channels == config.out_channels == 3
+    pipelines = ("DDPMPipeline", "DDIMPipeline")
+    takes = ("class_labels",)
+
+    def unfit(self) -> Iterator[str]:
+        yield from door.unfit(self.pipe.unet, 3, labels=True)
+
+    def check(self, batch: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        found, many = super().check(batch, more), self.pipe.unet.config.get("num_class_embeds")
+        labelled = getattr(self.pipe.unet, "class_embedding", None) is not None
+        given = found.get("class_labels")
+        if labelled != (given is not None):
+            needs = (
+                "needs class_labels, a number or one an image" if labelled else "knows no classes; pass no class_labels"
+            )
+            raise ValueError(f"the network of this {type(self.pipe).__name__} {needs}")
+        if labelled:
+            found["class_labels"] = labels = list(given) if isinstance(given, Sequence) else [given] * batch
+            whole = all(isinstance(each, Integral) and not isinstance(each, bool) and each >= 0 for each in labels)
+            if len(labels) != batch or not whole or (many is not None and max(labels) >= many):
+                below = "" if many is None else f" below {many}"
+                raise ValueError(f"class_labels must be {batch} integers of at least 0{below}, got {given!r}")
+        return found
 
     def parts(self) -> dict[str, torch.nn.Module]:
         return {"network": self.pipe.unet}
@@ -50,7 +65,7 @@ class Unconditional(Adapter):
         return 1.0
 
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
-        """Nothing.
+        """The class labels, where the network knows classes.
 
         Raises:
             ValueError: a prompt, embeddings or guidance, which this pipeline cannot follow.
@@ -60,4 +75,5 @@ class Unconditional(Adapter):
             raise ValueError(
                 f"{type(self.pipe).__name__} is unconditional: pass no prompt, no embeddings and guidance_scale=1"
             )
-        return {}, None
+        labels = prompts.more.get("class_labels")
+        return {} if labels is None else {"class_labels": torch.tensor(labels, device=self.device)}, None

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from invfast.denoiser import Form
+from invfast.denoiser import EMBEDS, GUIDANCE, Form
+
+LEADING = (EMBEDS, GUIDANCE, "class_labels")
+"""Inputs that a UNet takes by these names itself."""
 
 
 def form(unet: torch.nn.Module) -> Form:
     """Of a UNet2DConditionModel or a UNet2DModel."""
-    return Form(unet.config.in_channels, halvings(unet), in_float=_in_float(unet))
+    return Form(unet.config.in_channels, halvings(unet), _flat, _in_float(unet))
+
+
+def _flat(unet: torch.nn.Module) -> torch.nn.Module:
+    nested, config = unet.config.get("addition_embed_type") is not None, unet.config
+    return Flat(unet) if nested or config.out_channels != config.in_channels else unet
+
+
+class Flat(torch.nn.Module):
+    """A private UNet whose added conditions are inputs of their own, and which leaves out the variance it has learned.
+
+    Args:
+        unet: the private one.
+    """
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        super().__init__()
+        self.unet, self.channels = unet, unet.config.in_channels
+
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, return_dict: bool = False, **static: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        given: dict[str, Any] = {name: static.pop(name) for name in LEADING if name in static}
+        if static:
+            given["added_cond_kwargs"] = static
+        return (self.unet(x, t, **given, return_dict=False)[0][:, : self.channels],)
 
 
 def halvings(unet: torch.nn.Module) -> int:
@@ -22,6 +52,20 @@ def text_width(unet: torch.nn.Module) -> int | None:
     given = unet.config.get("encoder_hid_dim") or unet.config.cross_attention_dim
     widths = {given} if isinstance(given, int) else set(given)
     return widths.pop() if len(widths) == 1 else None
+
+
+def guidance(unet: torch.nn.Module, scale: float) -> float:
+    """The scale as far as it runs a second branch: 1 where it is below, or an input of the network itself (LCM)."""
+    return scale if scale > 1 and unet.config.time_cond_proj_dim is None else 1.0
+
+
+def guided(pipe: Any, batch: int, scale: float, device: torch.device) -> dict[str, torch.Tensor]:
+    """The guidance scale as an input, where the network takes it as one (Luo et al., 2023, arXiv 2310.04378)."""
+    width = pipe.unet.config.time_cond_proj_dim
+    if width is None:
+        return {}
+    scales = torch.tensor(scale - 1, device=device).repeat(batch)
+    return {GUIDANCE: pipe.get_guidance_scale_embedding(scales, embedding_dim=width)}
 
 
 def _in_float(unet: torch.nn.Module) -> tuple[str, ...]:

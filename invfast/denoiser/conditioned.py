@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from invfast.denoiser.precompute import EMBEDS
 from invfast.denoiser.predictor import Predictor, scatter
 
-EMBEDS = "encoder_hidden_states"
 Static = dict[str, torch.Tensor]
 Pullback = Callable[[torch.Tensor], torch.Tensor]
 

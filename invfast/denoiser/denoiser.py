@@ -10,7 +10,7 @@ import torch
 from invfast import runtimes
 from invfast.ambient import numerics
 from invfast.denoiser.clone import private
-from invfast.denoiser.conditioned import EMBEDS, Conditioned, alike
+from invfast.denoiser.conditioned import Conditioned, alike
 from invfast.denoiser.form import Form, axes
 from invfast.denoiser.fused import fused
 from invfast.denoiser.precompute import PARTS, TIMES, Precomputed, TimeTable, reduced, refusals
@@ -104,17 +104,14 @@ class Denoiser:
         """The network on this runtime for latents like x and a grid's times (n,), bound to its condition."""
         positive, negative = alike(*condition)
         branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
-        static = {
-            name: (value if negative is None else torch.cat([value, negative[name]])).to(dtype)
-            for name, value in positive.items()
-        }
+        static = {n: x if negative is None else torch.cat([x, negative[n]]) for n, x in positive.items()}
+        static = {n: x.to(dtype) if x.is_floating_point() else x for n, x in static.items()}
         before = self._before(dtype)
         # Autograd refuses what is made in inference mode.
         with torch.inference_mode(False):
             table = self._table(before, times, dtype)
-        if EMBEDS in static:
-            with torch.inference_mode():
-                static[EMBEDS] = before.prompt(static[EMBEDS])
+        with torch.inference_mode():
+            static = before.static(static)
         t = times[-1].to(self.device)
         example = {"x": torch.cat([x] * branches).to(dtype), "t": table(t) if table else t, **static}
         spec = self._spec(example)

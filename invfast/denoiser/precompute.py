@@ -1,7 +1,8 @@
 """What a network computes anew at every evaluation though it never changes, computed once before the loop instead.
 
     prompt   keys and values of the cross-attention: to_k(embeddings), to_v(embeddings), every layer
-    times    the time embedding and what every residual block makes of it: proj(silu(mlp(sinusoids(t)))), every time
+    times    the time embedding and what every residual block makes of it: proj(silu(mlp(sinusoids(t)))), every time;
+             where sizes and pooled texts are embedded beside it, as SDXL's are, mlp(sinusoids(t)) and that of theirs
 
 The network stays the one it is, but its inputs change: in place of the embeddings (B, tokens, width) it is given all
 keys and values side by side, in place of the time all projections of it, and the layers that computed them now cut
@@ -10,7 +11,8 @@ out their part. So every runtime can run it, and what is embedded can still be r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,6 +21,8 @@ from diffusers.models.resnet import ResnetBlock2D
 
 from invfast.denoiser.clone import private
 
+EMBEDS, GUIDANCE = "encoder_hidden_states", "timestep_cond"
+"""Static inputs that more than one module knows by name: the text, and the scale of guidance where it is an input."""
 PROMPT, TIMES = PARTS = ("prompt", "times")
 BLOCKS = {
     "CrossAttnDownBlock2D",
@@ -30,13 +34,14 @@ BLOCKS = {
 }
 """Whose residual blocks and attention are all that reads times and embeddings."""
 MIXED = (
-    "addition_embed_type",
     "class_embed_type",
     "num_class_embeds",
     "time_cond_proj_dim",
     "time_embedding_act_fn",
 )
 """Settings that bring something else into the time embedding."""
+TEXT_TIME, ADDED = "text_time", "added"
+"""SDXL's addition_embed_type, and the input that takes the place of its two."""
 
 
 def refusals(network: torch.nn.Module) -> dict[str, str]:
@@ -74,6 +79,8 @@ def _times_refusal(network: UNet2DConditionModel) -> str | None:
     for name in MIXED:
         if config.get(name) is not None:
             return f"its {name} mixes another input into the time embedding"
+    if config.addition_embed_type not in (None, TEXT_TIME):
+        return f"its addition_embed_type {config.addition_embed_type!r} mixes another input into the time embedding"
     if any(block.skip_time_act for block in _timed(network)):
         return "its residual blocks read the time embedding without activation"
     if any(type(block.time_emb_proj) is not torch.nn.Linear for block in _timed(network)):
@@ -93,18 +100,22 @@ class Precomputed:
     def __init__(self, network: torch.nn.Module, parts: Sequence[str], dtype: torch.dtype) -> None:
         keys_values = _layers(_keys_values(network)) if PROMPT in parts else []
         self._keys_values = _private(keys_values, dtype)
-        self._sinusoids = self._mlp = None
-        if TIMES in parts:
-            self._sinusoids, (self._mlp,) = network.time_proj, _private([network.time_embedding], dtype)
+        self._sinusoids = self._mlp = self._added = None
+        self._dtype, self._active, self._projections = dtype, [], torch.nn.ModuleList()
+        if TIMES not in parts:
+            return
+        self._sinusoids, (self._mlp,) = network.time_proj, _private([network.time_embedding], dtype)
+        if network.config.addition_embed_type == TEXT_TIME:
+            self._sizes, (self._added,) = network.add_time_proj, _private([network.add_embedding], dtype)
+        else:
             self._active = [block.nonlinearity for block in _timed(network)]
             self._projections = _private(_layers(_projections(network)), dtype)
-            self._dtype = dtype
 
     @property
     def layers(self) -> torch.nn.ModuleList:
         """The private layers."""
-        given = [self._keys_values] if self._mlp is None else [self._keys_values, self._mlp, self._projections]
-        return torch.nn.ModuleList(given)
+        given = (self._keys_values, self._mlp, self._added, self._projections)
+        return torch.nn.ModuleList([each for each in given if each is not None])
 
     @torch.no_grad()
     def times(self, t: torch.Tensor) -> TimeTable | None:
@@ -112,8 +123,21 @@ class Precomputed:
         if self._sinusoids is None:
             return None
         embedded = self._mlp(self._sinusoids(t).to(self._dtype))
+        if self._added is not None:
+            return TimeTable(t, embedded)
         pairs = zip(self._active, self._projections, strict=True)
         return TimeTable(t, torch.cat([projection(active(embedded)) for active, projection in pairs], -1))
+
+    def static(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The static inputs of the network that is left, of those of the whole one."""
+        found = dict(inputs)
+        if EMBEDS in found:
+            found[EMBEDS] = self.prompt(found[EMBEDS])
+        if self._added is not None:
+            texts, sizes = found.pop("text_embeds"), found.pop("time_ids")
+            sizes = self._sizes(sizes.flatten()).reshape(len(texts), -1)
+            found[ADDED] = self._added(torch.cat([texts, sizes], -1).to(self._dtype))
+        return found
 
     def prompt(self, embeds: torch.Tensor) -> torch.Tensor:
         """Keys and values of every layer side by side, (B, tokens, sum of widths), of embeddings (B, tokens, width)."""
@@ -125,11 +149,15 @@ def reduced(network: torch.nn.Module, parts: Sequence[str]) -> torch.nn.Module:
     if PROMPT in parts:
         _cut_out(_keys_values(network))
     if TIMES in parts:
+        network.time_embedding = _Given()
+        network.get_time_embed = _given
+        if network.config.addition_embed_type == TEXT_TIME:
+            network.add_embedding = network.add_time_proj = None
+            network.get_aug_embed = _added
+            return network
         _cut_out(_projections(network))
         for block in _timed(network):
             block.skip_time_act = True
-        network.time_embedding = _Given()
-        network.get_time_embed = _given
     return network
 
 
@@ -170,6 +198,11 @@ class _Given(torch.nn.Module):
 def _given(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """In place of the sinusoids."""
     return timestep
+
+
+def _added(emb: torch.Tensor, encoder_hidden_states: torch.Tensor, added_cond_kwargs: dict[str, torch.Tensor]) -> Any:
+    """In place of the embedding of sizes and pooled texts."""
+    return added_cond_kwargs[ADDED]
 
 
 def _cut_out(layers: Sequence[tuple[torch.nn.Module, str]]) -> None:

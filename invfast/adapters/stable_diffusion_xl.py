@@ -1,0 +1,140 @@
+"""Stable Diffusion XL: two text encoders, pooled embeddings, sizes as conditions. Podell et al., arXiv 2307.01952."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from numbers import Integral
+from typing import Any, ClassVar
+
+import torch
+
+from invfast.adapters import door, texts, unets
+from invfast.adapters.autoencoder import Autoencoder
+from invfast.adapters.base import Adapter, Prompts
+from invfast.arguments import each
+from invfast.denoiser import EMBEDS, Condition, Form
+from invfast.locks import lock_of
+
+TEXTS = ("prompt_2", "negative_prompt_2")
+SIZES = ("original_size", "crops_coords_top_left", "target_size")
+NEGATIVE_SIZES = tuple(f"negative_{name}" for name in SIZES)
+POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+
+class StableDiffusionXL(Adapter):
+    """The condition is both encoders' output side by side, the second's pooled one, and the image's sizes.
+
+    Sizes are (height, width) in pixels, by default the image's own; the crop is at (0, 0).
+    """
+
+    description = "Stable Diffusion XL (a vae, a UNet2DConditionModel of its latents, two text encoders or none)"
+    pipelines = (
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    )
+    takes: ClassVar[tuple[str, ...]] = (*TEXTS, *POOLED, *SIZES, *NEGATIVE_SIZES)
+
+    def unfit(self) -> Iterator[str | None]:
+        unet, encoder = self.pipe.unet, self.pipe.text_encoder_2
+        yield from door.unfit(unet, self.pipe.vae.config.latent_channels, ("text_time",))
+        yield door.patched(self.pipe)
+        if self.pipe.config.get("requires_aesthetics_score"):
+            yield "it is the refiner, which takes over in the middle of a grid and is told a score; load the base model"
+        elif encoder is not None and getattr(unet.config, "addition_embed_type", None) == "text_time":
+            width = encoder.config.projection_dim
+            if width != self._pooled_width():
+                yield f"its second text encoder pools to {width} numbers, its network takes {self._pooled_width()}"
+
+    def parts(self) -> dict[str, torch.nn.Module]:
+        return {"network": self.pipe.unet, "vae": self.pipe.vae}
+
+    def form(self) -> Form:
+        return unets.form(self.pipe.unet)
+
+    def encoders(self) -> dict[str, Any]:
+        names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+        return {name: getattr(self.pipe, name, None) for name in names}
+
+    def check(self, batch: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().check(batch, more)
+        for name, value in found.items():
+            if name in TEXTS:
+                found[name] = each(value, batch, name)
+            elif name not in POOLED:
+                found[name] = _pair(name, value)
+        lone = [name for name in NEGATIVE_SIZES[::2] if name in found]
+        if len(lone) == 1:
+            raise ValueError("negative_original_size and negative_target_size go together; pass both or neither")
+        return found
+
+    def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
+        latents = self.latents_of(image, height, width)
+        return Autoencoder.of(self).encode(image, height, width) if latents is None else latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return Autoencoder.of(self).decode(latents)
+
+    def guidance(self, scale: float) -> float:
+        return unets.guidance(self.pipe.unet, scale)
+
+    @torch.no_grad()
+    def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
+        batch, more = len(latents), prompts.more
+        own = [side * self.pipe.vae_scale_factor for side in latents.shape[2:]]
+        sizes = [more.get(name, (0, 0) if "crops" in name else own) for name in SIZES]
+        shown = self._shown(batch, prompts.texts, prompts.embeds, more, "")
+        static = {**shown, "time_ids": self._sizes(batch, sizes)}
+        if self.guidance(guidance_scale) <= 1:
+            return {**static, **unets.guided(self.pipe, batch, guidance_scale, self.device)}, None
+        if prompts.negative is prompts.negative_embeds is None and self.pipe.config.force_zeros_for_empty_prompt:
+            shown = {name: torch.zeros_like(value) for name, value in shown.items()}
+        else:
+            said = [""] * batch if prompts.negative is None else prompts.negative
+            shown = self._shown(batch, said, prompts.negative_embeds, more, "negative_")
+        if "negative_original_size" in more:  # else the crop does not count either, as in diffusers
+            sizes = [more.get(name, (0, 0)) for name in NEGATIVE_SIZES]
+        return static, {**shown, "time_ids": self._sizes(batch, sizes)}
+
+    def _shown(
+        self, batch: int, said: list[str] | None, embeds: torch.Tensor | None, more: Mapping[str, Any], prefix: str
+    ) -> dict[str, torch.Tensor]:
+        """What one branch is shown of a text: embeddings (B, tokens, width) and pooled ones (B, width)."""
+        name, pooled = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
+        widths = unets.text_width(self.pipe.unet) or "width", self._pooled_width()
+        if embeds is not None:
+            if pooled not in more:
+                raise ValueError(f"{name} needs {pooled} beside it, (1 or {batch}, {widths[1]})")
+            rows = texts.given(embeds, batch, name, ("tokens", widths[0]), self.device)
+            return {EMBEDS: rows, "text_embeds": texts.given(more[pooled], batch, pooled, widths[1:], self.device)}
+        if pooled in more:
+            raise ValueError(f"{pooled} goes with {name}; pass both, or neither")
+        texts.check_encoders(self.encoders(), f"{prefix}prompt", said, f"{name} and {pooled}")
+        pairs = list(zip(said, more.get(f"{prefix}prompt_2", said), strict=True))
+        with ExitStack() as stack:  # a call of a tokenizer sets how it pads and truncates
+            locks = {id(lock): lock for lock in map(lock_of, (self.pipe.tokenizer, self.pipe.tokenizer_2))}
+            for _, lock in sorted(locks.items()):
+                stack.enter_context(lock)
+            rows, of_second = texts.encoded(pairs, self._encode)
+        return {EMBEDS: rows, "text_embeds": of_second}
+
+    def _encode(self, pair: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
+        said, second = pair
+        found = self.pipe.encode_prompt(said, second, self.device, 1, False)
+        return found[0], found[2]
+
+    def _sizes(self, batch: int, sizes: Sequence[Sequence[int]]) -> torch.Tensor:
+        numbers = [float(number) for pair in sizes for number in pair]
+        return torch.tensor([numbers], device=self.device).expand(batch, -1)
+
+    def _pooled_width(self) -> int:
+        unet = self.pipe.unet
+        return unet.add_embedding.linear_1.in_features - 6 * unet.config.addition_time_embed_dim
+
+
+def _pair(name: str, value: Any) -> list[int]:
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(numbers) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise ValueError(f"{name} must be two integers of at least 0, (height, width) or (top, left), got {value!r}")
+    return [int(n) for n in numbers]
