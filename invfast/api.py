@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from invfast import adapters, arguments, images, methods, plain, provenance, run
+from invfast import adapters, arguments, grids, images, methods, plain, provenance, run
 from invfast.adapters import Prompts
 from invfast.ambient import neutral
 from invfast.arguments import Text
@@ -139,7 +139,7 @@ def invert(
         )
     opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
     model = adapters.resolve(pipe)(pipe, runtime, dtype, opaque, precompute)
-    grid = _schedule(pipe, schedule, num_inference_steps, timesteps)
+    grid = grids.of_call(pipe.scheduler, schedule, num_inference_steps, timesteps)
     with model.session():
         x = model.encode(image, height, width)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
@@ -257,52 +257,8 @@ def reconstruct(
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
 
 
-SAMPLED_BY_DDIM = {"DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"}
-_told: set[str] = set()
-"""Warnings that were given: once each in a process."""
-
-
-def _warn_of_sampler(scheduler: Any) -> None:
-    """What of a pipeline's own sampler the grid leaves out: with it noise does not lead back to the image."""
-    name, config = type(scheduler).__name__, scheduler.config
-    said = []
-    if name not in SAMPLED_BY_DDIM:
-        said.append(
-            f"the pipeline samples by {name}; inversion and reconstruct() follow DDIM over its betas, and the pipeline's "
-            "own call regenerates the image with DDIMScheduler.from_config(pipe.scheduler.config) in its place"
-        )
-    said += [
-        f"{name} has {option}, which changes samples so that no step can be undone; it is left out here, and the "
-        f"pipeline's own call regenerates the image with {option}=False"
-        for option in ("clip_sample", "thresholding")
-        if config.get(option)
-    ]
-    for message in said:
-        if message not in _told:
-            _told.add(message)
-            warn(message)
-
-
-def _schedule(pipe: Any, schedule: Schedule | None, steps: int, timesteps: Sequence[int] | None) -> Schedule:
-    if schedule is None:
-        _warn_of_sampler(pipe.scheduler)
-        return Schedule.from_scheduler(pipe.scheduler, steps, timesteps=timesteps)
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be an invfast.Schedule, got {type(schedule).__name__}")
-    if timesteps is not None:
-        raise ValueError("pass schedule or timesteps, not both")
-    _check_prediction(pipe, schedule)
-    return schedule
-
-
-def _check_prediction(pipe: Any, schedule: Schedule) -> None:
-    own = pipe.scheduler.config.get("prediction_type", "epsilon")
-    if own != schedule.prediction_type:
-        raise ValueError(f"the pipeline's network predicts {own!r}, the schedule is for {schedule.prediction_type!r}")
-
-
 def _check_match(model: adapters.Adapter, inversion: Inversion, prompt_embeds: torch.Tensor | None) -> None:
-    _check_prediction(model.pipe, inversion.schedule)
+    grids.check_prediction(model.pipe.scheduler, inversion.schedule)
     channels = model.denoiser.form.channels
     if inversion.latents.ndim != 4 or inversion.latents.shape[1] != channels:
         raise ValueError(

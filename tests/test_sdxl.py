@@ -42,9 +42,8 @@ def by_hand(pipe, x, prompts, steps, scale=1.0, **sizes):
         pipe.encode_prompt(text, other, "cpu", 1, guided, no)
         for text, other, no in zip(prompts, others, negative, strict=True)
     ]
-    cond, uncond, pooled, unpooled = (
-        None if rows[0] is None else torch.cat(rows) for rows in zip(*encoded, strict=True)
-    )
+    branches = zip(*encoded, strict=True)
+    cond, uncond, pooled, unpooled = (None if rows[0] is None else torch.cat(rows) for rows in branches)
     own = tuple(8 * side for side in x.shape[2:])
     said = sizes.get("original_size", own), sizes.get("crops_coords_top_left", (0, 0)), sizes.get("target_size", own)
     ids = pipe._get_add_time_ids(*said, dtype=cond.dtype, text_encoder_projection_dim=16)

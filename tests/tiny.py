@@ -80,6 +80,7 @@ def stable_diffusion(
     state = torch.get_rng_state()
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
+        sample_size=64,
         in_channels=in_channels,
         out_channels=4,
         block_out_channels=(16, 32, 32),
