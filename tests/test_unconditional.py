@@ -1,11 +1,12 @@
 """Pixel-space pipelines without a condition."""
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMInverseScheduler, DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from toy import distance, grid
 
-from invfast import Inversion, invert, reconstruct
+from invfast import Inversion, Schedule, invert, reconstruct
 from invfast.methods import DDIM, METHODS, FixedPoint
 from invfast.reference import ddim
 
@@ -84,3 +85,63 @@ def test_a_condition_is_refused(kwargs, picture):
 def test_networks_it_does_not_know_are_refused(picture):
     with pytest.raises(ValueError, match=r"DDPMPipeline cannot be inverted: its network takes 1 channels.* have 3"):
         invert(pixel_pipeline(in_channels=1), picture)
+
+
+CONDITIONAL = {
+    "learned variance": ({"out_channels": 6}, None),
+    "classes": ({"num_class_embeds": 10}, [3, 7]),
+    "both": ({"out_channels": 6, "num_class_embeds": 10}, [3, 7]),
+}
+
+
+@pytest.mark.parametrize("case", CONDITIONAL)
+def test_classes_and_learned_variances(case, picture, tmp_path):
+    """As ADM's networks have them: the mean's three channels count, and labels are the condition."""
+    config, labels = CONDITIONAL[case]
+    pipe = pixel_pipeline(DDIMPipeline, **config)
+    given = {} if labels is None else {"class_labels": labels}
+    x = torch.stack([torch.from_numpy(np.asarray(picture)).permute(2, 0, 1) / 127.5 - 1] * 2).double()
+    grid = Schedule.from_scheduler(pipe.scheduler, 5, compat="diffusers")
+    found = invert(pipe, x, method="ddim", schedule=grid, dtype="float64", precompute=(), save_trajectory=True, **given)
+    scheduler = DDIMInverseScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    for name in ("alphas_cumprod", "initial_alpha_cumprod"):
+        setattr(scheduler, name, torch.as_tensor(getattr(scheduler, name)).double())
+    scheduler.set_timesteps(5)
+    network, told = pipe.unet.double(), None if labels is None else torch.tensor(labels)
+    times = [t for t in scheduler.timesteps if int(t) in grid.t[1:].tolist()]  # the others move nothing
+    for t, wanted in zip(times, found.trajectory[1:], strict=True):
+        with torch.no_grad():
+            x = scheduler.step(network(x, t, told).sample[:, :3], t, x).prev_sample
+        assert distance(wanted, x) < 1e-10
+    pipe.unet.float()
+    exact = {"method": FixedPoint(60, "anderson", tolerance=1e-12), "num_inference_steps": 10, "dtype": "float64"}
+    there = invert(pipe, [picture] * 2, **exact, **given)
+    there.save(tmp_path / "x")
+    there = Inversion.load(tmp_path / "x")
+    assert there.conditions == given
+    assert distance(reconstruct(pipe, there[1], output_type="latent").latents[0], there.init_latents[1]) < 1e-7
+    if labels:
+        assert not torch.equal(there.latents[0], there.latents[1])
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "said"),
+    [
+        ({"num_class_embeds": 10}, {}, "needs class_labels, a number or one an image"),
+        ({"num_class_embeds": 10}, {"class_labels": 10}, "2 integers of at least 0 below 10, got 10"),
+        ({"num_class_embeds": 10}, {"class_labels": [1]}, "must be 2 integers"),
+        ({"num_class_embeds": 10}, {"class_labels": [1.5, 2]}, "must be 2 integers"),
+        ({}, {"class_labels": 1}, "knows no classes; pass no class_labels"),
+    ],
+)
+def test_labels_are_checked(config, given, said, picture):
+    with pytest.raises(ValueError, match=said):
+        invert(pixel_pipeline(**config), [picture] * 2, **given)
+
+
+def test_classes_told_as_times(picture):
+    """Which diffusers embeds in float32 alone."""
+    pipe = pixel_pipeline(class_embed_type="timestep")
+    found = [invert(pipe, picture, num_inference_steps=3, class_labels=label).latents for label in (3, 3, 7)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
