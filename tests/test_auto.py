@@ -1,10 +1,14 @@
-"""The budget of `auto`; its steps are held to their twin in test_methods.py."""
+"""The budget of `auto`, and its grids of few steps; its steps are held to their twin in test_methods.py."""
+
+import copy
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from test_methods import schedule
 from toy import predictor
 
+from invfast import invert, metrics, reconstruct
 from invfast.executors import Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import Auto, Problem
@@ -34,3 +38,25 @@ def test_a_budget_is_charged_for_what_was_asked():
     stepper = Auto(budget=2, iterations=2).inverter(Problem(grid, dtype=torch.float64))
     integrate(Plain(stepper, predict), {"latents": x0}, grid, Hooks())
     assert predict.evaluations == [24, 24, 24]  # no step settles, each may ask twice, and the budget is for all of it
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_grids_of_few_steps_take_what_they_need(steps, pipe, peach, caplog):
+    own = copy.copy(pipe)
+    own.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    found = []
+    for method in (Auto(iterations=12), Auto()):
+        there = invert(own, peach, "a peach", method=method, num_inference_steps=steps, runtime="eager")
+        back = reconstruct(own, there, output_type="latent", runtime="eager")
+        found.append(float(metrics.latent_psnr(back.latents, there.init_latents)))
+        said = "did not reach the tolerance" in caplog.text
+        assert said is not all(there.stats.reached)
+        assert max(there.stats.evaluations) <= 60 * steps
+        caplog.clear()
+    assert found[1] > found[0] + 6
+
+
+def test_evaluations_of_a_step_by_the_grid():
+    assert [Auto().solver(n).iterations for n in (1, 4, 5, 9, 10, 50)] == [60, 60, 48, 26, 12, 12]
+    assert Auto(iterations=7).solver(2).iterations == 7
+    assert Auto().solver(1).tolerance < Auto().solver(2).tolerance < Auto().solver(4).tolerance

@@ -20,6 +20,10 @@ from invfast.schedule import Step
 MARGIN = 12.0
 """dB by which the latent PSNR exceeds the tolerance in dB. Measured on the bundled model at a target of 70: 12 on 10
 steps, 14 on 20, 22 on 50; grids of 10 steps follow to some 72 dB, of 20 to some 86."""
+SHORT_MARGINS = {1: -10.0, 2: 8.0}
+"""Of grids whose steps amplify more of what is left of a residual (benchmarks.short)."""
+MOST, ON_LONG, LONG = 60, 12, 10
+"""Evaluations of one step at most, and those on grids of so many steps, where a step that wants more gets nowhere."""
 SPENT = 0.5
 """tolerance * extra evaluations * steps: what was measured where images spent just their extra ones (.3 to .7)."""
 RESERVE = 3
@@ -32,11 +36,12 @@ class Auto(Method):
 
     Args:
         target: latent PSNR in dB (peak the range of x_0) that reconstruction is to reach, 30 to 140. An estimate, not a
-            bound: it sets the tolerance of a step, 10^(-(target - 12) / 20). What a network in half precision cannot
-            reach is given up early, and said (`Stats.reached`).
+            bound: it sets the tolerance of a step, 10^(-(target - 12) / 20), less on grids of one or two. What a
+            network in half precision cannot reach is given up early, and said (`Stats.reached`).
         budget: evaluations a step at most, on average over the grid, at least 1: 1.05 is one more on a grid of 20. None
             spends what the target asks for; a number takes the target's place.
-        iterations: evaluations of one step at most, at least 1.
+        iterations: evaluations of one step at most, at least 1. None: 12 on grids of 10 steps or more; on shorter ones
+            240 for the grid, 60 a step at most, for there Anderson mixing gains on where the network barely contracts.
 
     Raises:
         ValueError: a value outside its range.
@@ -44,7 +49,7 @@ class Auto(Method):
 
     target: float = 70.0
     budget: float | None = None
-    iterations: int = 12
+    iterations: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Real) or not 30 <= self.target <= 140:
@@ -53,7 +58,7 @@ class Auto(Method):
             raise ValueError(
                 f"Auto budget must be a finite number of evaluations a step, at least 1, got {self.budget!r}"
             )
-        if not isinstance(self.iterations, Integral) or self.iterations < 1:
+        if self.iterations is not None and (not isinstance(self.iterations, Integral) or self.iterations < 1):
             raise ValueError(f"Auto iterations must be an integer of at least 1, got {self.iterations!r}")
 
     def extra(self, steps: int) -> int | None:
@@ -62,10 +67,12 @@ class Auto(Method):
 
     def solver(self, steps: int) -> FixedPoint:
         """The fixed-point iteration that target or budget ask for on a grid of so many steps."""
-        extra, tolerance = self.extra(steps), 10 ** (-(self.target - MARGIN) / 20)
+        extra, margin = self.extra(steps), SHORT_MARGINS.get(steps, MARGIN)
+        tolerance = min(0.5, 10 ** (-(self.target - margin) / 20))
         if extra is not None:
             tolerance = min(0.5, SPENT / (max(1, extra) * max(1, steps)))
-        return FixedPoint(self.iterations, "anderson", "linear", tolerance)
+        most = self.iterations or (ON_LONG if steps >= LONG else min(MOST, 4 * MOST // max(1, steps)))
+        return FixedPoint(most, "anderson", "linear", tolerance)
 
     def inverter(self, problem: Problem, start: int = 0) -> Implicit:
         return Adaptive(self, problem, start)

@@ -1,0 +1,83 @@
+"""Grids of few steps, as distilled models run them: python -m benchmarks.short. Rows: benchmarks/results/short.jsonl.
+
+The sample images of the bundled model, trailing spacing, guidance 1, float32: evaluations a step against median
+and least latent PSNR, and how many images were solved to what the method promised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+
+from benchmarks import rows
+from invfast import demo, invert, metrics, reconstruct
+from invfast.methods import Auto, FixedPoint, Method, ReNoise
+
+GRIDS, EVERY = (1, 2, 4), 1
+FILE = rows.RESULTS / "short.jsonl"
+
+
+def methods(steps: int) -> dict[str, Method | str]:
+    """By name; ReNoise with its settings for Turbo models, which are for 4 steps."""
+    found: dict[str, Method | str] = {
+        "ddim": "ddim",
+        "auto, 12 iterations at most": Auto(iterations=12),
+        "auto": "auto",
+        "anderson, 12": FixedPoint(12, "anderson"),
+        "plain, 60": FixedPoint(60),
+    }
+    return {**found, "renoise, K = 9": ReNoise(iterations=9)} if steps == 4 else found
+
+
+def measured(pipe: Any, images: list, prompts: list[str], steps: int) -> list[dict[str, Any]]:
+    """A row a method."""
+    found = []
+    for name, method in methods(steps).items():
+        there = invert(pipe, images, prompts, method=method, num_inference_steps=steps, runtime="eager")
+        back = reconstruct(pipe, there, output_type="latent", runtime="eager")
+        psnr = metrics.latent_psnr(back.latents, there.init_latents).double()
+        solved = there.stats.reached
+        found.append(
+            {
+                "case": f"{steps} steps, trailing, {len(images)} images",
+                "method": name,
+                "evaluations": sum(there.stats.evaluations) / len(images) / steps,
+                "latent_psnr": float(psnr.median()),
+                "latent_psnr_min": float(psnr.min()),
+                "solved": None if solved is None else sum(solved),
+                **rows.place(),
+            }
+        )
+        print(table([found[-1]]).splitlines()[-1], flush=True)
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown, a line a row."""
+    lines = [
+        "| N | method | evaluations a step | latent PSNR, median | least | images solved to tolerance |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        solved = "" if row["solved"] is None else row["solved"]
+        psnr = f"{row['latent_psnr']:.1f} | {row['latent_psnr_min']:.1f}"
+        lines.append(f"| {row['case'].split()[0]} | {row['method']} | {row['evaluations']:.1f} | {psnr} | {solved} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the table and writes its rows."""
+    torch.manual_seed(0)
+    pipe = demo.load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    images, prompts = (list(each)[::EVERY] for each in zip(*demo.load_images().values(), strict=True))
+    found = [row for steps in GRIDS for row in measured(pipe, images, prompts, steps)]
+    rows.write(FILE, found)
+    print(f"\n{table(found)}\n\n{found[0]['machine']}")
+
+
+if __name__ == "__main__":
+    main()
