@@ -1,7 +1,6 @@
 """Which pipelines come in: each of diffusers' works, or is refused before anything is run, with what to do."""
 
 import copy
-import functools
 import warnings
 
 import diffusers
@@ -9,43 +8,17 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
-    DDIMPipeline,
-    DDPMPipeline,
-    LatentConsistencyModelPipeline,
     PyramidAttentionBroadcastConfig,
     StableDiffusionControlNetPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLInpaintPipeline,
-    StableDiffusionXLPipeline,
 )
-from test_unconditional import pixel_pipeline
-from tiny import stable_diffusion, stable_diffusion_xl
+from families import BARE, FAMILIES, as_class
+from tiny import stable_diffusion
 
 from invfast import adapters, grids, invert
 
 STEPS = {"method": "ddim", "num_inference_steps": 2}
-BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-LCM = functools.partial(stable_diffusion, time_cond_proj_dim=8)
-
-
-def as_class(cls, make=stable_diffusion):
-    return lambda: cls(**{**make().components, **BARE})
-
-
-COME_IN = {
-    StableDiffusionPipeline: stable_diffusion,
-    StableDiffusionImg2ImgPipeline: as_class(StableDiffusionImg2ImgPipeline),
-    StableDiffusionInpaintPipeline: as_class(StableDiffusionInpaintPipeline),
-    LatentConsistencyModelPipeline: as_class(LatentConsistencyModelPipeline, LCM),
-    StableDiffusionXLPipeline: stable_diffusion_xl,
-    StableDiffusionXLImg2ImgPipeline: lambda: stable_diffusion_xl(StableDiffusionXLImg2ImgPipeline),
-    StableDiffusionXLInpaintPipeline: lambda: stable_diffusion_xl(StableDiffusionXLInpaintPipeline),
-    DDPMPipeline: pixel_pipeline,
-    DDIMPipeline: lambda: pixel_pipeline(DDIMPipeline),
-}
+COME_IN = [(cls, make) for family in FAMILIES.values() for cls, make in family.pipelines.items() if not family.told]
 STAY_OUT = [
     "AmusedPipeline",
     "AnimateDiffPipeline",
@@ -95,9 +68,9 @@ STAY_OUT = [
 
 
 @pytest.mark.filterwarnings("ignore:the pipeline samples by", "ignore:DDIMScheduler has clip_sample")
-@pytest.mark.parametrize("cls", COME_IN, ids=lambda cls: cls.__name__)
-def test_comes_in(cls, peach):
-    pipe = COME_IN[cls]()
+@pytest.mark.parametrize(("cls", "make"), COME_IN, ids=lambda each: getattr(each, "__name__", ""))
+def test_comes_in(cls, make, peach):
+    pipe = make()
     assert type(pipe) is cls
     assert invert(pipe, peach.resize((32, 32)), **STEPS).latents.isfinite().all()
 
@@ -176,7 +149,7 @@ def foreign_texts():
         def encode_prompt(self, prompt, strength):
             raise AssertionError
 
-    return as_class(Weighted)()
+    return as_class(Weighted)
 
 
 REFUSED = {

@@ -50,10 +50,19 @@ def jumped(steps, inner):
 
 def budgeted(model, x, nodes, prediction_type="epsilon"):
     """Auto under a budget of one and a half evaluations a step."""
-    extra = len(nodes) // 2
-    settings = {"iterations": 12, "mixing": "anderson", "history": 2, "cold_first": True, "extra": extra}
-    tolerance = Auto(budget=1.5).solver(len(nodes)).tolerance
-    return one_by_one(fixed_point.invert, tolerance=tolerance, **settings)(model, x, nodes, prediction_type)
+    return solved(Auto(budget=1.5), extra=len(nodes) // 2)(model, x, nodes, prediction_type)
+
+
+def solved(method, **settings):
+    """Auto, to the tolerance and by the evaluations of a step that it takes on a grid."""
+
+    def batched(model, x, nodes, prediction_type="epsilon"):
+        solver = method.solver(len(nodes))
+        own = {"iterations": solver.iterations, "tolerance": solver.tolerance, **settings}
+        every = one_by_one(fixed_point.invert, mixing="anderson", history=2, cold_first=True, **own)
+        return every(model, x, nodes, prediction_type)
+
+    return batched
 
 
 def first(function, **settings):
@@ -108,13 +117,7 @@ TWINS = {
     ),
     "auto": (
         Auto(50),
-        fixed(
-            iterations=12,
-            mixing="anderson",
-            history=2,
-            tolerance=Auto(50).solver(12).tolerance,
-            cold_first=True,
-        ),
+        solved(Auto(50)),
         1e-8,
     ),
     "auto budget": (

@@ -114,7 +114,7 @@ def test_classes_and_learned_variances(case, picture, tmp_path):
             x = scheduler.step(network(x, t, told).sample[:, :3], t, x).prev_sample
         assert distance(wanted, x) < 1e-10
     pipe.unet.float()
-    exact = {"method": FixedPoint(60, "anderson", tolerance=1e-12), "num_inference_steps": 20, "dtype": "float64"}
+    exact = {"method": FixedPoint(60, "anderson", tolerance=1e-12), "num_inference_steps": 50, "dtype": "float64"}
     there = invert(pipe, [picture] * 2, **exact, **given)
     there.save(tmp_path / "x")
     there = Inversion.load(tmp_path / "x")

@@ -1,0 +1,123 @@
+"""Every family there and back: batches, guidance, odd sizes, runtimes, what is computed beforehand, graphs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from exact import as_exact_as_eager
+from families import FAMILIES, table
+from recorded import Recorder
+from test_caller import fingerprint
+from toy import distance
+
+from invfast import adapters, invert, reconstruct, release, run
+from invfast.denoiser import Denoiser
+
+STEPS = {"method": "ddim", "num_inference_steps": 3}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the pipeline samples by", "ignore:inverting at guidance_scale", "ignore:.* has clip_sample"
+)
+
+
+def texts(family, count):
+    return ["a peach", "", "a cat"][:count] if family.precomputes else ""
+
+
+def told(family, count):
+    return {name: value[:count] for name, value in family.told.items()}
+
+
+def drawn(family, count):
+    """Latents; of pixels they are images."""
+    x = torch.randn(count, *family.shape, generator=torch.Generator().manual_seed(1))
+    return x if family.shape[0] == 4 else x.clamp(-1, 1)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request):
+    family = FAMILIES[request.param]
+    return family, next(iter(family.pipelines.values()))()
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"), [(name, cls) for name, each in FAMILIES.items() for cls in each.pipelines], ids=str
+)
+def test_its_classes_come_in_and_stay_as_they_are(name, cls):
+    family = FAMILIES[name]
+    pipe = family.pipelines[cls]()
+    assert type(pipe) is cls
+    if family.precomputes:
+        pipe.encode_prompt(*["", None, "cpu", 1, False] if hasattr(pipe, "text_encoder_2") else ["", "cpu", 1, False])
+    before = fingerprint(pipe)
+    found = invert(pipe, drawn(family, 3), texts(family, 3), **STEPS, **told(family, 3))
+    reconstruct(pipe, found, output_type="latent")
+    assert fingerprint(pipe) == before
+    assert set(adapters.resolve(pipe).pipelines) >= {each.__name__ for each in family.pipelines}
+
+
+def test_a_batch_is_its_images(made):
+    family, pipe = made
+    for scale in family.scales:
+        settings = {**STEPS, "guidance_scale": scale, "dtype": "float64"}
+        x = drawn(family, 3)
+        every = invert(pipe, x, texts(family, 3), **settings, **told(family, 3))
+        back = reconstruct(pipe, every, output_type="latent").latents
+        for j in range(3):
+            own = {name: value[j] for name, value in family.told.items()}
+            text = texts(family, 3)[j] if family.precomputes else ""
+            one = invert(pipe, x[j : j + 1], text, **settings, **own)
+            assert distance(one.latents, every.latents[j : j + 1]) < 1e-6  # float32 sinusoids and texts
+            assert distance(reconstruct(pipe, every[j], output_type="latent").latents, back[j : j + 1]) < 1e-6
+
+
+def test_what_is_computed_beforehand(made):
+    family, pipe = made
+    x, given = drawn(family, 3).double(), told(family, 3)
+    for scale in family.scales:
+        settings = {**STEPS, "guidance_scale": scale, "dtype": "float64", **given}
+        cut = invert(pipe, x, texts(family, 3), **settings)
+        whole = invert(pipe, x, texts(family, 3), precompute=(), **settings)
+        assert cut.stats.precomputed == family.precomputes
+        assert distance(cut.latents, whole.latents) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["compile", "openvino", "onnxruntime"])
+def test_runtimes(runtime, made):
+    family, pipe = made
+    if runtime not in family.exports:
+        pytest.skip("not among what the table says")
+    given = {**STEPS, "num_inference_steps": 2, **told(family, 3)}
+    x, exact = drawn(family, 3), invert(pipe, drawn(family, 3), texts(family, 3), dtype="float64", **given)
+    eager, found = (
+        invert(pipe, x, texts(family, 3), dtype="float32", runtime=name, **given) for name in ("eager", runtime)
+    )
+    assert found.stats.runtime == runtime
+    as_exact_as_eager(found.latents, eager.latents, exact.latents)
+
+
+def test_graphs(made, monkeypatch):
+    family, pipe = made
+    recorder = Recorder()
+    monkeypatch.setattr(run, "cuda_graphs", lambda device: recorder)
+    monkeypatch.setattr(Denoiser, "uncapturable", None)
+    release()
+    for scale in family.scales:
+        settings = {**STEPS, "num_inference_steps": 5, "guidance_scale": scale, "runtime": "eager", **told(family, 3)}
+        x = drawn(family, 3)
+        plain = invert(pipe, x, texts(family, 3), cuda_graph=False, **settings)
+        captured = invert(pipe, x, texts(family, 3), **settings)
+        recorded = len(recorder.made)
+        again = invert(pipe, x, texts(family, 3), **settings)
+        assert captured.stats.cuda_graph
+        assert torch.equal(plain.latents, captured.latents)
+        assert torch.equal(plain.latents, again.latents)
+        assert len(recorder.made) == recorded > 0
+    release()
+
+
+def test_the_table_of_the_documentation_is_this_one():
+    page = (Path(__file__).parents[1] / "docs" / "families.md").read_text()
+    assert table() in page
+    named = {cls.__name__ for family in FAMILIES.values() for cls in family.pipelines}
+    assert named == {name for adapter in adapters.ADAPTERS for name in adapter.pipelines}
