@@ -78,8 +78,8 @@ def invert(
     Names and meanings are those of diffusers' pipelines.
 
     Args:
-        pipe: a Stable Diffusion 1.x or 2.x pipeline, or an unconditional DDPMPipeline or DDIMPipeline. Whatever its
-            scheduler, the grid is DDIM's over its betas.
+        pipe: of Stable Diffusion 1.x, 2.x or XL, a latent consistency model, DDPMPipeline or DDIMPipeline
+            (`Adapter.pipelines`). Whatever its scheduler, the grid is DDIM's over its betas.
         image: PIL image, path, numpy array, torch tensor, or a list of them (`images.to_pixels` says which shapes and
             ranges), or latents (B, 4, h, w), finite floats, already scaled.
         prompt: one text for all images or one an image.
@@ -124,7 +124,7 @@ def invert(
         Inversion, its latents at the noise end of the grid, or where it was interrupted.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be used; the message says what was expected.
+        TypeError, ValueError: an argument or a pipeline that cannot be used; the message says what was expected.
         RuntimeError: a runtime asked for by name cannot run here.
         OSError: a runtime asked for by name must export the network, and the cache cannot be used; names INVFAST_CACHE.
         FloatingPointError: latents became non-finite; names step, t, image and dtype.

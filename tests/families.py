@@ -7,20 +7,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMPipeline,
+    DDIMScheduler,
     DDPMPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    IFPipeline,
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
+    LDMPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
 )
 from test_unconditional import pixel_pipeline
-from tiny import stable_diffusion, stable_diffusion_xl
+from tiny import SD, TOKENIZER, autoencoder, stable_diffusion, stable_diffusion_xl
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
@@ -41,6 +51,7 @@ class Family:
         precomputes: what is computed once.
         exports: runtimes that make something of the network, beside eager.
         told: further arguments of `invert`, for a batch of three.
+        texts: whether it takes prompts.
     """
 
     pipelines: Mapping[type, Callable[[], Any]]
@@ -49,6 +60,85 @@ class Family:
     precomputes: tuple[str, ...] = ()
     exports: tuple[str, ...] = ("compile", "openvino", "onnxruntime")
     told: Mapping[str, Any] = field(default_factory=dict)
+    texts: bool = False
+
+
+def contracting(network: torch.nn.Module, last: torch.nn.Module) -> torch.nn.Module:
+    """In eval mode, and less steep, as trained networks are."""
+    with torch.no_grad():
+        last.weight *= 0.1
+    return network.eval()
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    pipe = make()
+    torch.set_rng_state(state)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latent_diffusion() -> LDMPipeline:
+    unet = UNet2DModel(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = VQModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        num_vq_embeddings=16,
+        norm_num_groups=4,
+    )
+    return LDMPipeline(vqvae=vae.eval(), unet=contracting(unet, unet.conv_out), scheduler=DDIMScheduler(**SD))
+
+
+def deepfloyd() -> IFPipeline:
+    unet = UNet2DConditionModel(
+        in_channels=3,
+        out_channels=6,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=8,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        cross_attention_dim=32,
+        encoder_hid_dim=32,
+        encoder_hid_dim_type="text_proj",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_act_fn="gelu",
+        class_embed_type=None,
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+    text = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ).eval()
+    return IFPipeline(tokenizer, text, contracting(unet, unet.conv_out), DDIMScheduler(**SD), None, None, None, False)
+
+
+def dit() -> DiTPipeline:
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        norm_num_groups=4,
+        num_embeds_ada_norm=1000,
+    )
+    return DiTPipeline(contracting(network, network.proj_out_2), autoencoder(), DDIMScheduler(**SD))
 
 
 LCM = functools.partial(stable_diffusion, time_cond_proj_dim=8)
@@ -62,6 +152,7 @@ FAMILIES = {
         (4, 9, 7),
         (1.0, 3.0),
         ("prompt", "times"),
+        texts=True,
     ),
     "Latent consistency models": Family(
         {
@@ -71,6 +162,7 @@ FAMILIES = {
         (4, 9, 7),
         (1.0, 3.0),
         ("prompt",),
+        texts=True,
     ),
     "Stable Diffusion XL (Turbo, Lightning)": Family(
         {
@@ -81,6 +173,7 @@ FAMILIES = {
         (4, 9, 7),
         (1.0, 3.0),
         ("prompt", "times"),
+        texts=True,
     ),
     "Pixel space": Family(
         {DDIMPipeline: lambda: pixel_pipeline(DDIMPipeline), DDPMPipeline: lambda: pixel_pipeline(DDPMPipeline)},
@@ -93,6 +186,9 @@ FAMILIES = {
         (1.0,),
         told={"class_labels": [1, 2, 3]},
     ),
+    "Latent diffusion without text": Family({LDMPipeline: lambda: seeded(latent_diffusion)}, (4, 8, 6), (1.0,)),
+    "DeepFloyd IF, first stage": Family({IFPipeline: lambda: seeded(deepfloyd)}, (3, 14, 10), (1.0, 3.0), texts=True),
+    "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told={"class_labels": [1, 2, 3]}),
 }
 
 

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMInverseScheduler
 from exact import as_exact_as_eager
 from families import FAMILIES, table
 from recorded import Recorder
 from test_caller import fingerprint
 from toy import distance
 
-from invfast import adapters, invert, reconstruct, release, run
+from invfast import Schedule, adapters, invert, reconstruct, release, run
+from invfast.adapters import Prompts
 from invfast.denoiser import Denoiser
 
 STEPS = {"method": "ddim", "num_inference_steps": 3}
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def texts(family, count):
-    return ["a peach", "", "a cat"][:count] if family.precomputes else ""
+    return ["a peach", "", "a cat"][:count] if family.texts else ""
 
 
 def told(family, count):
@@ -46,8 +48,8 @@ def test_its_classes_come_in_and_stay_as_they_are(name, cls):
     family = FAMILIES[name]
     pipe = family.pipelines[cls]()
     assert type(pipe) is cls
-    if family.precomputes:
-        pipe.encode_prompt(*["", None, "cpu", 1, False] if hasattr(pipe, "text_encoder_2") else ["", "cpu", 1, False])
+    told_nothing = Prompts([""], more=told(family, 1))
+    adapters.resolve(pipe)(pipe).condition(drawn(family, 1), told_nothing, 1.0)  # transformers notes something
     before = fingerprint(pipe)
     found = invert(pipe, drawn(family, 3), texts(family, 3), **STEPS, **told(family, 3))
     reconstruct(pipe, found, output_type="latent")
@@ -64,7 +66,7 @@ def test_a_batch_is_its_images(made):
         back = reconstruct(pipe, every, output_type="latent").latents
         for j in range(3):
             own = {name: value[j] for name, value in family.told.items()}
-            text = texts(family, 3)[j] if family.precomputes else ""
+            text = texts(family, 3)[j] if family.texts else ""
             one = invert(pipe, x[j : j + 1], text, **settings, **own)
             assert distance(one.latents, every.latents[j : j + 1]) < 1e-6  # float32 sinusoids and texts
             assert distance(reconstruct(pipe, every[j], output_type="latent").latents, back[j : j + 1]) < 1e-6
@@ -94,6 +96,54 @@ def test_runtimes(runtime, made):
     )
     assert found.stats.runtime == runtime
     as_exact_as_eager(found.latents, eager.latents, exact.latents)
+
+
+def by_text(pipe, x, t, rows):
+    """IF's network and its embeddings; the last rows without a text."""
+    said = ["a peach", "", "a cat"] + [""] * (rows - 3)
+    embeds = torch.cat([pipe.encode_prompt(text, False)[0] for text in said])
+    return pipe.unet(x, t, encoder_hidden_states=embeds.to(x.dtype)).sample[:, :3]
+
+
+def by_class(pipe, x, t, rows):
+    labels = torch.tensor([1, 2, 3] + [1000] * (rows - 3))
+    return pipe.transformer(x, timestep=t.expand(rows), class_labels=labels).sample[:, :4]
+
+
+OWN = {
+    "Latent diffusion without text": lambda pipe, x, t, rows: pipe.unet(x, t).sample,
+    "DeepFloyd IF, first stage": by_text,
+    "DiT": by_class,
+}
+"""What pipelines without latents among their arguments ask of their networks."""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_is_a_loop_on_diffusers_own_scheduler(name):
+    family = FAMILIES[name]
+    pipe = next(iter(family.pipelines.values()))()
+    grid = Schedule.from_scheduler(pipe.scheduler, 4, compat="diffusers")
+    settings = {"method": "ddim", "schedule": grid, "dtype": "float64", "save_trajectory": True, **told(family, 3)}
+    found = {
+        scale: invert(pipe, drawn(family, 3).double(), texts(family, 3), guidance_scale=scale, **settings).trajectory
+        for scale in family.scales
+    }
+    adapters.resolve(pipe)(pipe).read["network"].module.double()
+    for scale, every in found.items():
+        scheduler = DDIMInverseScheduler.from_config(pipe.scheduler.config)
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+        scheduler.initial_alpha_cumprod = torch.as_tensor(scheduler.initial_alpha_cumprod).double()
+        scheduler.set_timesteps(4)
+        x = every[0]
+        for t, wanted in zip(scheduler.timesteps, every[1:], strict=True):
+            rows = 3 if scale == 1 else 6
+            with torch.no_grad():
+                out = OWN[name](pipe, torch.cat([x] * (rows // 3)), t, rows)
+            if scale > 1:
+                given, without = out.chunk(2)
+                out = without + scale * (given - without)
+            x = scheduler.step(out, t, x).prev_sample
+            assert distance(wanted, x) < 1e-10
 
 
 def test_graphs(made, monkeypatch):

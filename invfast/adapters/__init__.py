@@ -6,11 +6,21 @@ from typing import Any
 
 from invfast.adapters import door
 from invfast.adapters.base import Adapter, Prompts
+from invfast.adapters.deepfloyd import DeepFloyd
+from invfast.adapters.dit import DiT
+from invfast.adapters.latent_diffusion import LatentDiffusion
 from invfast.adapters.stable_diffusion import StableDiffusion
 from invfast.adapters.stable_diffusion_xl import StableDiffusionXL
 from invfast.adapters.unconditional import Unconditional
 
-ADAPTERS: tuple[type[Adapter], ...] = (StableDiffusion, StableDiffusionXL, Unconditional)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    StableDiffusion,
+    StableDiffusionXL,
+    Unconditional,
+    LatentDiffusion,
+    DeepFloyd,
+    DiT,
+)
 
 
 def resolve(pipe: Any) -> type[Adapter]:

@@ -37,16 +37,21 @@ class Autoencoder:
     def of(cls, model: Adapter) -> Autoencoder:
         """The one of a latent diffusion pipeline."""
         layout = model.denoiser.runtime.memory_format(model.device)
-        return cls(model.read["vae"], model.pipe.vae_scale_factor, model.device, model.latent_dtype, layout)
+        read = model.read["vae"]
+        factor = 2 ** (len(read.module.config.block_out_channels) - 1)
+        factor = getattr(model.pipe, "vae_scale_factor", factor)
+        return cls(read, factor, model.device, model.latent_dtype, layout)
 
     @torch.no_grad()
-    def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
+    def encode(self, image: Any, height: int | None, width: int | None, halvings: int = 1) -> torch.Tensor:
         """x_0 (B, C, h, w): the posterior mean, shifted and scaled as the diffusion model was trained.
+
+        Sides are multiples of `halvings` latents.
 
         Raises:
             FloatingPointError: the output is not finite.
         """
-        pixels = images.to_pixels(image, self.factor, height, width)
+        pixels = images.to_pixels(image, self.factor * halvings, height, width)
         vae, dtype = self._ready()
         x = _one_by_one(lambda each: _mean(vae.encode(each)), pixels.to(self.device, dtype))
         _check_finite(x, "encoding")

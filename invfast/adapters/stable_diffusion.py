@@ -10,8 +10,7 @@ import torch
 from invfast.adapters import door, texts, unets
 from invfast.adapters.autoencoder import Autoencoder
 from invfast.adapters.base import Adapter, Prompts
-from invfast.denoiser import EMBEDS, Condition, Form
-from invfast.locks import lock_of
+from invfast.denoiser import Condition, Form
 
 
 class StableDiffusion(Adapter):
@@ -64,20 +63,8 @@ class StableDiffusion(Adapter):
 
     @torch.no_grad()
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
-        batch = len(latents)
-        static = {EMBEDS: self._embed(batch, prompts.texts, prompts.embeds, "prompt_embeds")}
-        static |= unets.guided(self.pipe, batch, guidance_scale, self.device)
-        if self.guidance(guidance_scale) <= 1:
-            return static, None
-        negative = [""] * batch if prompts.negative is None else prompts.negative
-        return static, {EMBEDS: self._embed(batch, negative, prompts.negative_embeds, "negative_prompt_embeds")}
+        def encode(text: str) -> tuple[torch.Tensor]:
+            return self.pipe.encode_prompt(text, self.device, 1, False)[:1]
 
-    def _embed(self, batch: int, said: list[str] | None, embeds: torch.Tensor | None, name: str) -> torch.Tensor:
-        """(B, tokens, width)."""
-        width = unets.text_width(self.pipe.unet) or "width"
-        if embeds is not None:
-            return texts.given(embeds, batch, name, ("tokens", width), self.device)
-        instead = f"{name}, (1 or {batch}, tokens, {width})"
-        texts.check_encoders(self.encoders(), name.removesuffix("_embeds"), said, instead)
-        with lock_of(self.pipe.tokenizer):  # a call of it sets how it pads and truncates
-            return texts.encoded(said, lambda text: self.pipe.encode_prompt(text, self.device, 1, False)[:1])[0]
+        positive, negative = texts.conditions(self, len(latents), prompts, guidance_scale, encode)
+        return {**positive, **unets.guided(self.pipe, len(latents), guidance_scale, self.device)}, negative

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+
+from invfast.adapters import unets
+from invfast.denoiser import EMBEDS, Condition
+from invfast.locks import lock_of
+
+if TYPE_CHECKING:
+    from invfast.adapters.base import Adapter, Prompts
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 T = TypeVar("T")
@@ -17,6 +24,38 @@ def encoded(texts: list[T], encode: Callable[[T], tuple[torch.Tensor, ...]]) -> 
     """
     found = {text: encode(text) for text in dict.fromkeys(texts)}
     return tuple(torch.cat(rows) for rows in zip(*(found[text] for text in texts), strict=True))
+
+
+def conditions(
+    model: Adapter, batch: int, prompts: Prompts, scale: float, encode: Callable[[str], tuple[torch.Tensor, ...]]
+) -> Condition:
+    """Embeddings of prompts, and under guidance of negative ones, for a network that is told nothing else.
+
+    `encode` gives those of one text, (1, tokens, width).
+    """
+    positive = {EMBEDS: _embedded(model, batch, prompts.texts, prompts.embeds, "prompt_embeds", encode)}
+    if model.guidance(scale) <= 1:
+        return positive, None
+    said = [""] * batch if prompts.negative is None else prompts.negative
+    return positive, {EMBEDS: _embedded(model, batch, said, prompts.negative_embeds, "negative_prompt_embeds", encode)}
+
+
+def _embedded(
+    model: Adapter,
+    batch: int,
+    said: list[str] | None,
+    embeds: torch.Tensor | None,
+    name: str,
+    encode: Callable[[str], tuple[torch.Tensor, ...]],
+) -> torch.Tensor:
+    """(B, tokens, width)."""
+    width = unets.text_width(model.pipe.unet) or "width"
+    if embeds is not None:
+        return given(embeds, batch, name, ("tokens", width), model.device)
+    instead = f"{name}, (1 or {batch}, tokens, {width})"
+    check_encoders(model.encoders(), name.removesuffix("_embeds"), said, instead)
+    with lock_of(model.pipe.tokenizer):  # a call of it sets how it pads and truncates
+        return encoded(said, encode)[0]
 
 
 def check_encoders(encoders: Mapping[str, Any], name: str, texts: list[Any], instead: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from invfast import images
-from invfast.adapters import door, unets
+from invfast.adapters import door, labels, unets
 from invfast.adapters.base import Adapter, Prompts
 from invfast.denoiser import Condition, Form
 
@@ -28,24 +27,20 @@ class Unconditional(Adapter):
     takes = ("class_labels",)
 
     def unfit(self) -> Iterator[str]:
-        yield from door.unfit(self.pipe.unet, 3, labels=True)
+        yield from door.unfit(self.pipe.unet, self.channels, labels=True)
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        return 3
 
     def check(self, batch: int, more: Mapping[str, Any]) -> dict[str, Any]:
-        found, many = super().check(batch, more), self.pipe.unet.config.get("num_class_embeds")
-        labelled = getattr(self.pipe.unet, "class_embedding", None) is not None
-        given = found.get("class_labels")
-        if labelled != (given is not None):
-            needs = (
-                "needs class_labels, a number or one an image" if labelled else "knows no classes; pass no class_labels"
-            )
-            raise ValueError(f"the network of this {type(self.pipe).__name__} {needs}")
-        if labelled:
-            found["class_labels"] = labels = list(given) if isinstance(given, Sequence) else [given] * batch
-            whole = all(isinstance(each, Integral) and not isinstance(each, bool) and each >= 0 for each in labels)
-            if len(labels) != batch or not whole or (many is not None and max(labels) >= many):
-                below = "" if many is None else f" below {many}"
-                raise ValueError(f"class_labels must be {batch} integers of at least 0{below}, got {given!r}")
-        return found
+        found, unet = super().check(batch, more), self.pipe.unet
+        if not self.takes:
+            return found
+        known, classes = getattr(unet, "class_embedding", None) is not None, unet.config.get("num_class_embeds")
+        given = labels.checked(found.get("class_labels"), batch, classes, known, type(self.pipe).__name__)
+        return {} if given is None else {"class_labels": given}
 
     def parts(self) -> dict[str, torch.nn.Module]:
         return {"network": self.pipe.unet}
@@ -75,5 +70,7 @@ class Unconditional(Adapter):
             raise ValueError(
                 f"{type(self.pipe).__name__} is unconditional: pass no prompt, no embeddings and guidance_scale=1"
             )
-        labels = prompts.more.get("class_labels")
-        return {} if labels is None else {"class_labels": torch.tensor(labels, device=self.device)}, None
+        if getattr(self.pipe.unet, "class_embedding", None) is None:
+            return {}, None
+        given = prompts.more.get("class_labels", [0] * len(latents))
+        return {"class_labels": torch.tensor(given, device=self.device)}, None
