@@ -1,10 +1,10 @@
 """Whole calls on a GPU beside diffusers' own loop, interleaved in one process: python -m benchmarks.latency [PART ...].
 
 SD1.5's architecture at 512 px, random weights, float16, guidance 1, 50 steps, latents in, for batches of 1, 4 and 16;
-SDXL's network at 1024 px, evaluations alone, for `invert` takes no SDXL pipeline; and the bundled model, which is bound
-by launches. A part lasts at most nine minutes, most of it torch.compile's, so give each a process of its own. Times are
-walls of whole calls, the device idle before and after, from the third call on. Error is ||d|| / ||ref|| of the latents
-against those of `invert` in float32 by the same method; for SDXL of one evaluation. Rows go to out/bench/gpu.jsonl.
+SDXL's network at 1024 px, evaluations alone; and the bundled model, which is bound by launches. A part lasts at most
+nine minutes, most of it torch.compile's, so give each a process of its own. Times are walls of whole calls, the device
+idle before and after, from the third call on. Error is ||d|| / ||ref|| of the latents against those of `invert` in
+float32 by the same method; for SDXL of one evaluation. Rows go to out/bench/gpu.jsonl.
 Without a CUDA device it says so and measures nothing.
 """
 

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from invfast import demo
+from invfast.adapters import unets
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
@@ -49,12 +50,10 @@ def sd15() -> torch.nn.Module:
     return _random(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8))
 
 
-class SDXL(torch.nn.Module):
-    """SDXL's UNet, 2.6 billion parameters, its extra conditions as inputs of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unet = UNet2DConditionModel(
+def sdxl() -> torch.nn.Module:
+    """SDXL's UNet, 2.6 billion parameters, as `invert` gives it to runtimes: its added conditions are inputs."""
+    unet = _random(
+        lambda: UNet2DConditionModel(
             sample_size=128,
             block_out_channels=(320, 640, 1280),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -67,11 +66,8 @@ class SDXL(torch.nn.Module):
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
-        self.up_blocks = self.unet.up_blocks
-
-    def forward(self, x, t, encoder_hidden_states, text_embeds, time_ids, return_dict=False):
-        added = {"text_embeds": text_embeds, "time_ids": time_ids}
-        return self.unet(x, t, encoder_hidden_states, added_cond_kwargs=added, return_dict=return_dict)
+    )
+    return unets.form(unet).flat(unet)
 
 
 class Encode(torch.nn.Module):
@@ -127,9 +123,9 @@ CASES = {
     "bundled 64 px": Case(lambda: demo.load_pipeline().unet.eval(), 16, (12, 128), {}),
     "SD1.5 256 px": Case(sd15, 32, (77, 768), {}),
     "SD1.5 512 px": Case(sd15, 64, (77, 768), {}),
-    "SDXL 256 px": Case(lambda: _random(SDXL), 32, (77, 2048), SDXL_ADDED),
+    "SDXL 256 px": Case(sdxl, 32, (77, 2048), SDXL_ADDED),
 }
-SDXL_1024 = Case(lambda: _random(SDXL), 128, (77, 2048), SDXL_ADDED)
+SDXL_1024 = Case(sdxl, 128, (77, 2048), SDXL_ADDED)
 """For a GPU: on a CPU it takes minutes."""
 VAE = {f"SD1.5's VAE, {part.__name__.lower()} 256 px": (part, 256) for part in (Encode, Decode)}
 """Halves of an autoencoder, and the images' side."""

@@ -10,6 +10,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from benchmarks.networks import SCHEDULER, Case
 from invfast import Schedule
+from invfast.adapters import unets
 from invfast.denoiser import axes
 from invfast.denoiser.clone import own_dtype, private
 from invfast.denoiser.predictor import Predictor
@@ -41,7 +42,7 @@ def ours(runtime: str, dtype: torch.dtype, module: torch.nn.Module, case: Case) 
     own = private(module, engine.weights_dtype(dtype) or own_dtype(module), engine.memory_format(CPU))
     given = engine.input_dtype(dtype)
     example = {name: value if name == "t" else value.to(given) for name, value in inputs.items()}
-    sides = axes(example, 2 ** (len(module.up_blocks) - 1))
+    sides = axes(example, unets.halvings(getattr(module, "unet", module)))
     spec = Spec(CPU, dtype, lambda: fingerprint(module).exact, axes=sides)
     network = engine.prepare(own, example, spec)
     static = {name: value for name, value in example.items() if name not in ("x", "t")}

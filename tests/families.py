@@ -187,7 +187,13 @@ FAMILIES = {
         told={"class_labels": [1, 2, 3]},
     ),
     "Latent diffusion without text": Family({LDMPipeline: lambda: seeded(latent_diffusion)}, (4, 8, 6), (1.0,)),
-    "DeepFloyd IF, first stage": Family({IFPipeline: lambda: seeded(deepfloyd)}, (3, 14, 10), (1.0, 3.0), texts=True),
+    "DeepFloyd IF, first stage": Family(
+        {IFPipeline: lambda: seeded(deepfloyd)},
+        (3, 14, 10),
+        (1.0, 3.0),
+        exports=("compile", "onnxruntime"),
+        texts=True,
+    ),
     "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told={"class_labels": [1, 2, 3]}),
 }
 

@@ -233,11 +233,8 @@ def fingerprint(pipe) -> str:
                 sha.update(repr(facts).encode())
                 sha.update(value.detach().numpy().tobytes())
             sha.update(repr([(k, id(m), len(m._forward_hooks)) for k, m in part.named_modules()]).encode())
-    sha.update(
-        repr(
-            [(k, id(v)) for k, v in sorted(getattr(getattr(pipe, "unet", None), "attn_processors", {}).items())]
-        ).encode()
-    )
+    processors = getattr(getattr(pipe, "unet", None), "attn_processors", {})
+    sha.update(repr([(k, id(v)) for k, v in sorted(processors.items())]).encode())
     sha.update(repr(sorted((k, repr(v)) for k, v in vars(pipe.scheduler).items())).encode())
     own = {
         k: v for k, v in vars(pipe).items() if k not in pipe.components

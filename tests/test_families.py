@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 from exact import as_exact_as_eager
-from families import FAMILIES, table
+from families import FAMILIES, deepfloyd, seeded, table
 from recorded import Recorder
 from test_caller import fingerprint
 from toy import distance
@@ -14,6 +14,7 @@ from toy import distance
 from invfast import Schedule, adapters, invert, reconstruct, release, run
 from invfast.adapters import Prompts
 from invfast.denoiser import Denoiser
+from invfast.runtimes import LARGE, resolve
 
 STEPS = {"method": "ddim", "num_inference_steps": 3}
 pytestmark = pytest.mark.filterwarnings(
@@ -96,6 +97,16 @@ def test_runtimes(runtime, made):
     )
     assert found.stats.runtime == runtime
     as_exact_as_eager(found.latents, eager.latents, exact.latents)
+
+
+def test_a_runtime_that_crashes_is_refused():
+    """OpenVINO took the process along; `auto` is for eager there whatever the size."""
+    pipe = seeded(deepfloyd)
+    with pytest.raises(ValueError, match=r"'openvino' cannot run this network: OpenVINO .* take 'eager'"):
+        invert(pipe, torch.zeros(1, 3, 16, 16), runtime="openvino", **STEPS)
+    refused = adapters.resolve(pipe)(pipe).denoiser.form.refused
+    given = {"free": False, "parameters": 10 * LARGE, "opaque": None, "refused": refused}
+    assert resolve("auto", torch.device("cpu"), torch.float32, **given).runtime.name == "eager"
 
 
 def by_text(pipe, x, t, rows):

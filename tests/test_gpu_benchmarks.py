@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from recorded import Recorder
-from tiny import SDXL, stable_diffusion
+from test_runtimes import sdxl
+from tiny import stable_diffusion
 
 from benchmarks import calls, device, latency, networks, report, rounds, rows, test_ops
 
@@ -38,7 +39,7 @@ def test_whole_calls_of_every_runner_end_alike(stand_ins):
 
 
 def test_a_network_alone(stand_ins):
-    made = networks.Case(lambda: networks._random(SDXL), 8, (7, 32), {"text_embeds": (16,), "time_ids": (6,)})
+    made = networks.Case(lambda: networks._random(sdxl), 8, (7, 32), {"text_embeds": (16,), "time_ids": (6,)})
     found = rounds.measured(latency.of_network("net", made, torch.float64, CPU, count=2), CPU, time.monotonic())
     assert [row["error"] < 1e-5 for row in found] == [True] * 5
 

@@ -9,11 +9,12 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from exact import as_exact_as_eager, steps, steps_as_exact_as_eagers
 from peft import LoraConfig
-from tiny import SD, SDXL, spec, stable_diffusion
+from tiny import SD, sdxl_unet, spec, stable_diffusion
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import distance
 
 from invfast import demo, invert, prepare, reconstruct, release, runtimes
+from invfast.adapters import unets
 from invfast.denoiser.clone import private
 from invfast.fingerprint import fingerprint
 from invfast.methods import METHODS, FixedPoint, Problem
@@ -40,7 +41,8 @@ def unconditional():
 
 def sdxl():
     torch.manual_seed(0)
-    return SDXL()
+    unet = sdxl_unet()
+    return unets.form(unet).flat(unet)
 
 
 NETWORKS = {

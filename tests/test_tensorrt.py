@@ -10,16 +10,23 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from exact import as_exact_as_eager
+from families import deepfloyd, dit, seeded
 from test_runtimes import TIMES, evaluated, ready
-from tiny import spec
+from tiny import spec, stable_diffusion, stable_diffusion_xl
 from together import Meeting, together
 
-from invfast import invert, prepare, runtimes
+from invfast import adapters, invert, prepare, runtimes
 from invfast.fingerprint import fingerprint
 from invfast.runtimes import RUNTIMES, ahead_of_time, engine_build, onnx, tensorrt
 from invfast.runtimes.cache import Cache
 from invfast.runtimes.engine import Engine
 
+NETWORKS = {
+    "SD": (stable_diffusion, {"encoder_hidden_states": (12, 32)}),
+    "SDXL": (stable_diffusion_xl, {"encoder_hidden_states": (12, 64), "text_embeds": (16,), "time_ids": (6,)}),
+    "DiT": (lambda: seeded(dit), {"x": (4, 8, 8)}),
+    "IF": (lambda: seeded(deepfloyd), {"x": (3, 16, 16), "encoder_hidden_states": (12, 32)}),
+}
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 CAPABILITIES = [86, 89, 120]
 pytest.importorskip("tensorrt_rtx")
@@ -135,20 +142,30 @@ def test_engines_of_the_sd15_architecture(own_cache, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_file_in_float16_is_eager_to_rounding(own_cache, tiny):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_file_in_float16_is_eager_to_rounding(name, own_cache):
+    """What TensorRT builds its engines of, for each kind of network, run by ONNX Runtime."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    unet = tiny.unet
-    g = torch.Generator().manual_seed(0)
-    inputs = {"x": torch.randn(2, 4, 16, 8, generator=g), "t": torch.tensor(501)}
-    inputs["encoder_hidden_states"] = torch.randn(2, 12, 32, generator=g)
-    path = onnx.exported(unet, inputs, spec(unet, inputs, torch.float16))
+    make, shapes = NETWORKS[name]
+    module, g = flat(make()), torch.Generator().manual_seed(0)
+    inputs = {"x": torch.randn(2, *shapes.get("x", (4, 16, 8)), generator=g), "t": torch.tensor(501)}
+    inputs |= {name: torch.randn(2, *shape, generator=g) for name, shape in shapes.items() if name != "x"}
+    if name == "DiT":
+        inputs["class_labels"] = torch.tensor([3, 1000])
+    path = onnx.exported(module, inputs, spec(module, inputs, torch.float16))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     half = {name: (value.half() if value.is_floating_point() else value).numpy() for name, value in inputs.items()}
     eager, exact = (
-        evaluated(ready("eager", unet, inputs, dtype), inputs, dtype) for dtype in (torch.float16, torch.float64)
+        evaluated(ready("eager", module, inputs, dtype), inputs, dtype) for dtype in (torch.float16, torch.float64)
     )
     found = [torch.from_numpy(session.run(None, {**half, "t": np.array(t)})[0]) for t in TIMES]
     as_exact_as_eager(found, eager, exact)
+
+
+def flat(pipe):
+    """The network as runtimes are given it."""
+    model = adapters.resolve(pipe)(pipe, "eager")
+    return model.denoiser.form.flat(model.read["network"].module.eval())
 
 
 def test_engines_are_shared_and_kernels_are_kept(own_cache, monkeypatch):

@@ -49,22 +49,9 @@ def sdxl_unet(width: int = 32, **config) -> UNet2DConditionModel:
     )
 
 
-class SDXL(torch.nn.Module):
-    """A UNet shaped like SDXL's, its extra conditions as inputs of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unet = sdxl_unet()
-        self.up_blocks = self.unet.up_blocks
-
-    def forward(self, x, t, encoder_hidden_states, text_embeds, time_ids, return_dict=False):
-        added = {"text_embeds": text_embeds, "time_ids": time_ids}
-        return self.unet(x, t, encoder_hidden_states, added_cond_kwargs=added, return_dict=return_dict)
-
-
 def spec(module, example_inputs, dtype=torch.float32, device="cpu", **changes) -> Spec:
     """What a runtime is told of a UNet."""
-    factor = 2 ** max(0, len(getattr(module, "up_blocks", ())) - 1)
+    factor = 2 ** max(0, len(getattr(getattr(module, "unet", module), "up_blocks", ())) - 1)
     given = {"identity": lambda: fingerprint(module).exact, "axes": axes(example_inputs, factor), **changes}
     return Spec(torch.device(device), dtype, **given)
 

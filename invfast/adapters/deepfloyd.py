@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from invfast.adapters import door, texts, unets
 from invfast.adapters.base import Prompts
 from invfast.adapters.unconditional import Unconditional
-from invfast.denoiser import Condition
+from invfast.denoiser import Condition, Form
 
 
 class DeepFloyd(Unconditional):
@@ -23,6 +24,10 @@ class DeepFloyd(Unconditional):
     def unfit(self) -> Iterator[str | None]:
         yield from door.unfit(self.pipe.unet, self.channels, (None, "text"))
         yield door.patched(self.pipe)
+
+    def form(self) -> Form:
+        why = "OpenVINO 2026.4 crashes where it compiles attention with added keys, as this network has; take 'eager'"
+        return replace(super().form(), refused=dict.fromkeys(("openvino", "openvino_gpu"), why))
 
     def encoders(self) -> dict[str, Any]:
         return {name: getattr(self.pipe, name, None) for name in ("text_encoder", "tokenizer")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -31,7 +32,11 @@ class Flat(torch.nn.Module):
 
     def __init__(self, unet: torch.nn.Module) -> None:
         super().__init__()
-        self.unet, self.channels = unet, unet.config.in_channels
+        self.channels = unet.config.in_channels
+        if unet.config.get("addition_embed_type") == "text_time" and unet.add_time_proj is not None:
+            own, unet = unet, copy.copy(unet)  # where it runs as it is, it is the caller's
+            unet._modules = {**own._modules, "add_time_proj": _InDtype(own.add_time_proj)}
+        self.unet = unet
 
     def forward(
         self, x: torch.Tensor, t: torch.Tensor, return_dict: bool = False, **static: torch.Tensor
@@ -40,6 +45,17 @@ class Flat(torch.nn.Module):
         if static:
             given["added_cond_kwargs"] = static
         return (self.unet(x, t, **given, return_dict=False)[0][:, : self.channels],)
+
+
+class _InDtype(torch.nn.Module):
+    """Sinusoids in the dtype of the sizes they are of: beside texts in half precision ONNX takes no float32."""
+
+    def __init__(self, sinusoids: torch.nn.Module) -> None:
+        super().__init__()
+        self.sinusoids = sinusoids
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.sinusoids(x).to(x.dtype)
 
 
 def halvings(unet: torch.nn.Module) -> int:

@@ -68,6 +68,7 @@ class Denoiser:
             parameters=network.parameters,
             opaque=opaque or self.opaque,
             identity=lambda: self.identity,
+            refused=form.refused,
         )
         self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.precomputed = self._precomputed(precompute)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,12 +23,14 @@ class Form:
         flat: makes of a private network one that is called (x, t, **static inputs), each a plain tensor, and returns
             a tuple, its output first; what is nested is put together inside, where runtimes and exports do not see it.
         in_float: what int8 leaves in floating point, patterns of the names of its parts.
+        refused: runtimes that cannot run it, and why, as sentences.
     """
 
     channels: int
     factor: int = 1
     flat: Callable[[torch.nn.Module], torch.nn.Module] = _as_it_is
     in_float: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def axes(inputs: Mapping[str, torch.Tensor], factor: int) -> dict[str, dict[int, int]]:

@@ -60,6 +60,7 @@ def resolve(
     parameters: int,
     opaque: str | None,
     identity: Callable[[], str] | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> Choice:
     """The runtime for a network, chosen once, before the loop.
 
@@ -74,6 +75,7 @@ def resolve(
         parameters: of the network.
         opaque: why the network must run as the Python module it is; None where it may be exported.
         identity: the network's digest, computed when "auto" asks whether an engine of it was built.
+        refused: runtimes that cannot run this network, and why.
 
     Raises:
         ValueError: the name is unknown, or the runtime cannot run this network in this dtype on this device.
@@ -83,12 +85,13 @@ def resolve(
     if name == "auto" and dtype == torch.int8:
         name, why = "openvino", "it alone computes in int8"
     if name == "auto":
-        return _auto(device, dtype, free, parameters, opaque, identity)
+        return _auto(device, dtype, free, parameters, opaque, identity, refused or {})
     runtime = _named(name) if isinstance(name, str) or not hasattr(name, "prepare") else name
     reason = runtime.unavailable()
     if reason:
         raise RuntimeError(f"runtime {runtime.name!r} is unavailable: {reason}")
     reason = (opaque if runtime.traits.exports else None) or runtime.refuses(device, dtype)
+    reason = reason or (refused or {}).get(runtime.name)
     if reason:
         raise ValueError(f"runtime {runtime.name!r} cannot run this network: {reason}")
     return Choice(runtime, dtype, why)
@@ -121,6 +124,7 @@ def _auto(
     parameters: int,
     opaque: str | None,
     identity: Callable[[], str] | None,
+    refused: Mapping[str, str],
 ) -> Choice:
     eager = RUNTIMES["eager"]
     if opaque:
@@ -133,7 +137,7 @@ def _auto(
         return Choice(eager, dtype, f"{_millions(parameters)}: an export would cost more than it saves")
     openvino = RUNTIMES["openvino"]
     half = free and bfloat16_on_cpu().pays
-    said = openvino.unavailable()
+    said = refused.get("openvino") or openvino.unavailable()
     if said is None:
         best = torch.bfloat16 if half and openvino.refuses(device, torch.bfloat16) is None else dtype
         said = openvino.refuses(device, best) or _no_cache(parameters, identity)

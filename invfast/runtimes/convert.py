@@ -246,9 +246,12 @@ def _main() -> None:
     module = pickle.load(sys.stdin.buffer)
     folder, dtype = Path(order["folder"]), order["dtype"]
     values = load_file(folder / WEIGHTS)
+    parameters = {id(part._parameters) for part in module.modules()}
     for j, store, name, _ in _tensors(module):
         value = values[f"{j}.{name}"]
-        store[name] = torch.nn.Parameter(value.to(dtype) if value.is_floating_point() else value, requires_grad=False)
+        value = value.to(dtype) if value.is_floating_point() else value
+        # Tracers take a buffer that is a parameter for another one of its name.
+        store[name] = torch.nn.Parameter(value, requires_grad=False) if id(store) in parameters else value
     example = tuple(
         torch.zeros(shape, dtype=(torch.float32 if name == "t" and not shape else dtype) if floating else torch.int64)
         for name, (shape, floating) in order["inputs"].items()
