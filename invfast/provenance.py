@@ -25,6 +25,7 @@ MEANING = {
     "prompt_embeds": "the prompt embeddings are",
     "negative_prompt_embeds": "the negative prompt embeddings are",
     "other_embeds": "the other conditions (pooled embeddings, sizes, labels) are",
+    "negative_other_embeds": "the other negative conditions (pooled embeddings, sizes, labels) are",
     "numerics": "torch's numeric settings (TF32, reduced precision) are",
 }
 PACKAGES = ("invfast", "torch", "diffusers", "transformers", "peft")
@@ -77,17 +78,17 @@ def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:
         **{f"{part}.{k}": getattr(of, k) for part, of in found.items() for k in ("weights", "settings", "unreadable")},
         "prompt_embeds": _row_digests(positive.get(EMBEDS)),
         "negative_prompt_embeds": _row_digests((negative or {}).get(EMBEDS)),
-        "other_embeds": _row_digests(_beside(condition)),
+        "other_embeds": _row_digests(_beside(positive)),
+        "negative_other_embeds": _row_digests(_beside(negative or {})),
         "numerics": numerics(model.device),
     }
 
 
-def _beside(condition: Condition) -> torch.Tensor | None:
+def _beside(branch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """What the network is told beside the text, (B, ...); not the guidance, which the way back may have otherwise."""
     found = [
         value.detach().double().flatten(1) if value.ndim > 1 else value.double().unsqueeze(1)
-        for branch in condition
-        for name, value in (branch or {}).items()
+        for name, value in branch.items()
         if name not in (EMBEDS, GUIDANCE)
     ]
     return torch.cat([value.cpu() for value in found], 1) if found else None

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from invfast import arguments, ops
 from invfast.adapters import Adapter, Prompts
 from invfast.ambient import numerics, switches
-from invfast.denoiser import EMBEDS, Condition, Predictor, alike
+from invfast.denoiser import EMBEDS, GUIDANCE, Condition, Predictor, alike
 from invfast.executors import SHORTEST, Captured, Executor, Plain, cuda_graphs
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Stats
@@ -71,7 +71,18 @@ def second(
     condition = model.condition(latents, prompts, scale)
     if condition[1] is None:
         raise ValueError(f"{name} is for classifier-free guidance, which this pipeline's network does without")
-    return replace(first, guidance_scale=scale, embeds=_embeds(model, condition)), condition
+    found = replace(first, guidance_scale=scale, embeds=_embeds(model, condition))
+    if method.embeds and not found.embeds:
+        raise ValueError(
+            f"{name} {method.embeds} text embeddings, which this pipeline's network has none of; take Direct"
+        )
+    others = sorted(condition[0].keys() - {EMBEDS, GUIDANCE})
+    if method.embeds == "shares" and others:
+        raise ValueError(
+            f"{name} makes both branches one by their text embeddings, and this network's differ in "
+            f"{', '.join(others)} too; take NullText or Direct"
+        )
+    return found, condition
 
 
 def refine(

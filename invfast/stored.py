@@ -34,7 +34,7 @@ DTYPES = {
 }
 """The tensors of a file by name, beside those of the state, and what they may be."""
 
-DIGESTS = ("prompt_embeds", "negative_prompt_embeds", "other_embeds")
+DIGESTS = ("prompt_embeds", "negative_prompt_embeds", "other_embeds", "negative_other_embeds")
 """Provenance that has one entry an image."""
 PER_IMAGE = {"prompt_2": list[str], "negative_prompt_2": list[str], "class_labels": list[int]}
 """Conditions that have one entry an image, and what they are."""

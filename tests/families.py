@@ -79,10 +79,10 @@ def seeded(make: Callable[[], Any]) -> Any:
     return pipe
 
 
-def latent_diffusion() -> LDMPipeline:
+def latent_diffusion(channels: int = 4) -> LDMPipeline:
     unet = UNet2DModel(
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(16, 32),
         layers_per_block=1,
         norm_num_groups=8,
@@ -93,7 +93,7 @@ def latent_diffusion() -> LDMPipeline:
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
+        latent_channels=channels,
         num_vq_embeddings=16,
         norm_num_groups=4,
     )

@@ -13,7 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from families import BARE, FAMILIES, as_class
-from tiny import stable_diffusion
+from tiny import stable_diffusion, stable_diffusion_xl
 
 from invfast import adapters, grids, invert
 
@@ -112,6 +112,12 @@ def parallel():
     return pipe
 
 
+def parallel_xl():
+    pipe = stable_diffusion_xl()
+    object.__setattr__(pipe, "unet", torch.nn.DataParallel(pipe.unet))
+    return pipe
+
+
 def no_model_of_diffusers():
     pipe = stable_diffusion()
     object.__setattr__(pipe, "unet", torch.nn.Conv2d(4, 4, 1))
@@ -142,6 +148,12 @@ def deep_cache():
     return pipe
 
 
+def without_vae():
+    pipe = stable_diffusion()
+    pipe.vae = None
+    return pipe
+
+
 def foreign_texts():
     class Weighted(StableDiffusionPipeline):
         def encode_prompt(self, prompt, strength):
@@ -159,9 +171,11 @@ REFUSED = {
     "GLIGEN": (lambda: with_config(attention_type="gated"), "has gated attention, as GLIGEN's, which needs boxes"),
     "inpainting": (lambda: with_config(in_channels=9), "takes 9 channels and its latents have 4"),
     "DataParallel": (parallel, "wrapped in DataParallel.*put unet.module in its place"),
+    "DataParallel of SDXL": (parallel_xl, "wrapped in DataParallel.*put unet.module in its place"),
     "no model": (no_model_of_diffusers, "a Conv2d, no model of diffusers"),
     "attention broadcast": (remembering, "reuses what earlier steps computed \\(pyramid_attention_broadcast\\)"),
     "DeepCache": (deep_cache, "reuses what earlier steps computed \\(DeepCache"),
+    "no VAE": (without_vae, "it has no vae, which images go through"),
     "texts": (foreign_texts, "its encode_prompt is that of test_door, whose arguments are not known"),
 }
 

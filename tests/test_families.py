@@ -1,14 +1,17 @@
 """Every family there and back: batches, guidance, odd sizes, runtimes, what is computed beforehand, graphs."""
 
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 from exact import as_exact_as_eager
-from families import FAMILIES, deepfloyd, seeded, table
+from families import FAMILIES, deepfloyd, dit, latent_diffusion, seeded, table
 from recorded import Recorder
 from test_caller import fingerprint
+from tiny import stable_diffusion_xl
 from toy import distance
 
 from invfast import Schedule, adapters, invert, reconstruct, release, run
@@ -97,6 +100,51 @@ def test_runtimes(runtime, made):
     )
     assert found.stats.runtime == runtime
     as_exact_as_eager(found.latents, eager.latents, exact.latents)
+
+
+def test_tensors_are_images_where_latents_look_like_them(samples):
+    """The published LDM has latents of three channels."""
+    pipe, picture = seeded(lambda: latent_diffusion(3)), samples["peach"].image
+    pixels = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).unsqueeze(0) / 255
+    found = [invert(pipe, each, **STEPS).init_latents for each in (picture, pixels)]
+    assert found[0].shape == (1, 3, 32, 32)
+    assert distance(found[1], found[0]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["null_text", "prompt_tuning", "negative_prompt"])
+def test_methods_of_text_are_refused_where_there_is_none(name):
+    with pytest.raises(ValueError, match="text embeddings, which this pipeline's network has none of; take Direct"):
+        invert(seeded(dit), torch.zeros(1, 4, 8, 8), class_labels=1, method=name, num_inference_steps=2)
+    with pytest.raises(ValueError, match="DiTPipeline takes no text: pass no prompt"):
+        invert(seeded(dit), torch.zeros(1, 4, 8, 8), "a cat", class_labels=1)
+
+
+def test_negative_prompt_is_for_networks_told_by_text_alone():
+    with pytest.raises(ValueError, match=r"by their text embeddings.* differ in text_embeds, time_ids too"):
+        invert(stable_diffusion_xl(), torch.zeros(1, 4, 8, 8), method="negative_prompt", num_inference_steps=2)
+
+
+def test_another_guidance_on_the_way_back_is_nothing_to_warn_of():
+    pipe, x = stable_diffusion_xl(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    there = invert(pipe, x, "a cat", **STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reconstruct(pipe, there, guidance_scale=3.0, output_type="latent")
+
+
+def test_a_compiled_unet_of_the_callers_stays_whole():
+    pipe, x = stable_diffusion_xl(), torch.zeros(1, 4, 8, 8) + 0.5
+    wanted = invert(pipe, x, "a cat", **STEPS).latents
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    parts = set(pipe.unet._orig_mod._modules)
+    assert distance(invert(pipe, x, "a cat", **STEPS).latents, wanted) < 1e-5
+    assert set(pipe.unet._orig_mod._modules) == parts
+
+
+def test_repeated_tokens_are_no_other_way_to_say_them_for_if():
+    embeds = {"prompt_embeds": torch.randn(1, 4, 32), "negative_prompt_embeds": torch.randn(1, 8, 32)}
+    with pytest.raises(ValueError, match="must have as many tokens for this network, got 4 and 8"):
+        invert(seeded(deepfloyd), torch.zeros(1, 3, 16, 16), None, guidance_scale=3.0, **embeds)
 
 
 def test_a_runtime_that_crashes_is_refused():

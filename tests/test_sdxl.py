@@ -75,6 +75,7 @@ CASES = {
     "plain": ({}, 1.0),
     "guided": ({}, 5.0),
     "second prompts": ({"prompt_2": ["a face", "a dog"]}, 1.0),
+    "one second prompt": ({"prompt_2": ["a face", ""]}, 1.0),
     "negative": ({"negative_prompt": ["blurred", "red"]}, 3.0),
     "sizes": ({"original_size": (512, 300), "crops_coords_top_left": (7, 5), "target_size": (64, 64)}, 1.0),
 }

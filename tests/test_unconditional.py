@@ -85,6 +85,8 @@ def test_a_condition_is_refused(kwargs, picture):
 def test_networks_it_does_not_know_are_refused(picture):
     with pytest.raises(ValueError, match=r"DDPMPipeline cannot be inverted: its network takes 1 channels.* have 3"):
         invert(pixel_pipeline(in_channels=1), picture)
+    with pytest.raises(ValueError, match=r"takes embeddings in place of class labels \(identity\)"):
+        invert(pixel_pipeline(class_embed_type="identity"), picture, class_labels=1)
 
 
 CONDITIONAL = {

@@ -117,6 +117,12 @@ class Adapter(ABC):
             )
         return {name: value for name, value in more.items() if value is not None}
 
+    def no_texts(self, prompts: Prompts) -> None:
+        """Raises ValueError where a caller says in words or embeddings what this family cannot follow."""
+        embeds = prompts.embeds is not None or prompts.negative_embeds is not None
+        if embeds or any(prompts.texts or ()) or any(prompts.negative or ()):
+            raise ValueError(f"{type(self.pipe).__name__} takes no text: pass no prompt and no embeddings")
+
     def encoders(self) -> dict[str, Any]:
         """What encodes texts, by the names of its parts in the pipeline; None where it is not there."""
         return {}

@@ -11,7 +11,7 @@ import torch
 from invfast.adapters import door, texts, unets
 from invfast.adapters.base import Prompts
 from invfast.adapters.unconditional import Unconditional
-from invfast.denoiser import Condition, Form
+from invfast.denoiser import EMBEDS, Condition, Form
 
 
 class DeepFloyd(Unconditional):
@@ -38,6 +38,12 @@ class DeepFloyd(Unconditional):
     @torch.no_grad()
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
         def encode(text: str) -> tuple[torch.Tensor]:
-            return self.pipe.encode_prompt(text, False, 1, self.device)[:1]
+            return self.pipe.encode_prompt(text, False, 1, self.device, clean_caption=True)[:1]
 
-        return texts.conditions(self, len(latents), prompts, guidance_scale, encode)
+        positive, negative = texts.conditions(self, len(latents), prompts, guidance_scale, encode)
+        if negative is not None and positive[EMBEDS].shape != negative[EMBEDS].shape:  # its attention can tell repeats
+            raise ValueError(
+                f"prompt_embeds and negative_prompt_embeds must have as many tokens for this network, got "
+                f"{positive[EMBEDS].shape[1]} and {negative[EMBEDS].shape[1]}"
+            )
+        return positive, negative

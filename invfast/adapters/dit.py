@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel
 
-from invfast.adapters import labels
+from invfast.adapters import door, labels
 from invfast.adapters.autoencoder import Autoencoder
 from invfast.adapters.base import Adapter, Prompts
 from invfast.denoiser import Condition, Form
@@ -25,8 +25,8 @@ class DiT(Adapter):
         network = self.pipe.transformer
         if not isinstance(getattr(network, "_orig_mod", network), DiTTransformer2DModel):
             yield f"its transformer is a {type(network).__name__}; use a DiTTransformer2DModel"
-        elif network.config.in_channels != self.pipe.vae.config.latent_channels:
-            own, latents = network.config.in_channels, self.pipe.vae.config.latent_channels
+        elif network.config.in_channels != door.channels(self.pipe):
+            own, latents = network.config.in_channels, door.channels(self.pipe)
             yield f"its network takes {own} channels and its latents have {latents}; load the parts of one model"
 
     def check(self, batch: int, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +65,7 @@ class DiT(Adapter):
         return scale if scale > 1 else 1.0
 
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
+        self.no_texts(prompts)
         batch, nothing = len(latents), self.pipe.transformer.config.num_embeds_ada_norm
         given = prompts.more.get("class_labels", [0] * batch)
         static = {"class_labels": torch.tensor(given, device=self.device)}

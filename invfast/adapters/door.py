@@ -45,6 +45,18 @@ def foreign(pipe: Any, families: Mapping[str, str]) -> str:
     return said
 
 
+def channels(pipe: Any) -> int:
+    """Of the latents of a pipeline's autoencoder.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if pipe.vae is None:
+        name = type(pipe).__name__
+        raise ValueError(f"{name} cannot be inverted: it has no vae, which images go through; load it with its vae")
+    return pipe.vae.config.latent_channels
+
+
 def unfit(unet: Any, channels: int, filled: tuple[str | None, ...] = (None,), labels: bool = False) -> Iterator[str]:
     """What of a UNet would be ignored, or ends in the middle, as sentences with the remedy.
 
@@ -70,6 +82,8 @@ def unfit(unet: Any, channels: int, filled: tuple[str | None, ...] = (None,), la
             "models have it; load a model for text to image"
         )
     needs_labels = config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None
+    if labels and config.get("class_embed_type") not in (None, "timestep"):
+        yield f"its network takes embeddings in place of class labels ({config.class_embed_type}); load one of labels"
     if needs_labels and not labels:
         yield "its network needs class labels, which this family has no place for; load a model without"
     if config.get("addition_embed_type") not in filled:

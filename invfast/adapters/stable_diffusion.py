@@ -29,7 +29,7 @@ class StableDiffusion(Adapter):
     )
 
     def unfit(self) -> Iterator[str | None]:
-        yield from door.unfit(self.pipe.unet, self.pipe.vae.config.latent_channels)
+        yield from door.unfit(self.pipe.unet, door.channels(self.pipe))
         yield door.patched(self.pipe)
 
     def parts(self) -> dict[str, torch.nn.Module]:

@@ -38,11 +38,13 @@ class StableDiffusionXL(Adapter):
 
     def unfit(self) -> Iterator[str | None]:
         unet, encoder = self.pipe.unet, self.pipe.text_encoder_2
-        yield from door.unfit(unet, self.pipe.vae.config.latent_channels, ("text_time",))
-        yield door.patched(self.pipe)
+        found = list(door.unfit(unet, door.channels(self.pipe), ("text_time",)))
+        yield from (*found, door.patched(self.pipe))
+        if found:
+            return
         if self.pipe.config.get("requires_aesthetics_score"):
             yield "it is the refiner, which takes over in the middle of a grid and is told a score; load the base model"
-        elif encoder is not None and getattr(unet.config, "addition_embed_type", None) == "text_time":
+        elif encoder is not None:
             width = encoder.config.projection_dim
             if width != self._pooled_width():
                 yield f"its second text encoder pools to {width} numbers, its network takes {self._pooled_width()}"
@@ -111,7 +113,8 @@ class StableDiffusionXL(Adapter):
         if pooled in more:
             raise ValueError(f"{pooled} goes with {name}; pass both, or neither")
         texts.check_encoders(self.encoders(), f"{prefix}prompt", said, f"{name} and {pooled}")
-        pairs = list(zip(said, more.get(f"{prefix}prompt_2", said), strict=True))
+        seconds = more.get(f"{prefix}prompt_2", said)
+        pairs = [(text, second or text) for text, second in zip(said, seconds, strict=True)]  # as diffusers reads ""
         with ExitStack() as stack:  # a call of a tokenizer sets how it pads and truncates
             locks = {id(lock): lock for lock in map(lock_of, (self.pipe.tokenizer, self.pipe.tokenizer_2))}
             for _, lock in sorted(locks.items()):

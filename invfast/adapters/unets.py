@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from invfast.denoiser import EMBEDS, GUIDANCE, Form
+from invfast.denoiser.clone import as_it_is
 
 LEADING = (EMBEDS, GUIDANCE, "class_labels")
 """Inputs that a UNet takes by these names itself."""
@@ -33,8 +34,9 @@ class Flat(torch.nn.Module):
     def __init__(self, unet: torch.nn.Module) -> None:
         super().__init__()
         self.channels = unet.config.in_channels
-        if unet.config.get("addition_embed_type") == "text_time" and unet.add_time_proj is not None:
-            own, unet = unet, copy.copy(unet)  # where it runs as it is, it is the caller's
+        sizes = unet.config.get("addition_embed_type") == "text_time" and unet.add_time_proj is not None
+        if sizes and as_it_is(unet) is None:  # else it is the caller's
+            own, unet = unet, copy.copy(unet)
             unet._modules = {**own._modules, "add_time_proj": _InDtype(own.add_time_proj)}
         self.unet = unet
 

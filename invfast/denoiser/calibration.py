@@ -71,7 +71,7 @@ def calibration(
 def _samples(
     network: torch.nn.Module, scheduler: DDIMScheduler, example: Static, static: Static
 ) -> list[dict[str, torch.Tensor]]:
-    static = {name: value.float() for name, value in static.items()}
+    static = {name: x.float() if x.is_floating_point() else x for name, x in static.items()}
     shape = example["x"].shape[1:]
     seeds = range(SEED, SEED + len(TEXTS))
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -53,6 +53,7 @@ class NullText(Method):
 
     branch: ClassVar[int] = UNCONDITIONAL
     differentiates: ClassVar[bool] = True
+    embeds: ClassVar[str] = "tunes"
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -89,8 +90,10 @@ class PromptTuning(NullText):
 class NegativePrompt(AtGuidance):
     """What its inner method costs. With the source's own prompt every guidance reconstructs as 1 does.
 
-    Settings and errors are those of `AtGuidance`.
+    Settings and errors are those of `AtGuidance`; a network whose branches differ in more than text is refused.
     """
+
+    embeds: ClassVar[str] = "shares"
 
     def inverter(self, problem: Problem, start: int = 0) -> Noted:
         return Noted(self.method.inverter(problem, start), problem.embeds[CONDITIONAL])
