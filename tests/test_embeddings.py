@@ -41,15 +41,15 @@ def back(pipe, inversion, **given):
 def test_more_tokens_than_the_encoder_takes(tiny, x):
     """A branch that is encoded from a text is repeated, the negative one and the positive one."""
     text, long = tiny.encode_prompt("", "cpu", 1, False)[0], embeds(2 * TOKENS)
-    inv = invert(tiny, x, prompt_embeds=long, **QUICK)
+    inv = invert(tiny, x, prompt_embeds=long, method="ddim", **QUICK)
     guided = back(tiny, inv, guidance_scale=3.0, prompt_embeds=long)
     spelt = back(tiny, inv, guidance_scale=3.0, prompt_embeds=long, negative_prompt_embeds=text.repeat(1, 2, 1))
     assert torch.equal(guided, spelt)
     assert distance(guided, back(tiny, inv, prompt_embeds=long)) > 1e-3  # guidance did something
-    inv = invert(tiny, x, **QUICK)
+    inv = invert(tiny, x, method="ddim", **QUICK)
     guided = back(tiny, inv, guidance_scale=3.0, negative_prompt_embeds=long)
     given = {"prompt_embeds": text.repeat(1, 2, 1), "negative_prompt_embeds": long}
-    inv = invert(tiny, x, prompt_embeds=given["prompt_embeds"], **QUICK)
+    inv = invert(tiny, x, prompt_embeds=given["prompt_embeds"], method="ddim", **QUICK)
     assert distance(guided, back(tiny, inv, guidance_scale=3.0, **given)) < 1e-5
 
 
