@@ -41,12 +41,18 @@ def check_prediction(scheduler: Any, schedule: Schedule) -> None:
         raise ValueError(f"the pipeline's network predicts {own!r}, the schedule is for {schedule.prediction_type!r}")
 
 
+def _learns(scheduler: Any) -> bool:
+    """Whether the network predicts variances too: DeepFloyd's pipeline hands them to a scheduler that says so."""
+    return str(scheduler.config.get("variance_type")).startswith("learned")
+
+
 def _tell(scheduler: Any) -> None:
     name, said = type(scheduler).__name__, []
     if name not in SAMPLED_BY_DDIM:
         said.append(
             f"the pipeline samples by {name}; inversion and reconstruct() follow DDIM over its betas, and the "
             "pipeline's own call regenerates the image with DDIMScheduler.from_config(pipe.scheduler.config)"
+            + (", and its register_to_config(variance_type='fixed_small')" if _learns(scheduler) else "")
         )
     said += [
         f"{name} has {option}, which changes samples so that no step can be undone; it is left out here, and the "

@@ -72,12 +72,12 @@ def second(
     if condition[1] is None:
         raise ValueError(f"{name} is for classifier-free guidance, which this pipeline's network does without")
     found = replace(first, guidance_scale=scale, embeds=_embeds(model, condition))
-    if method.embeds and not found.embeds:
+    if method.text_embeds and not found.embeds:
         raise ValueError(
-            f"{name} {method.embeds} text embeddings, which this pipeline's network has none of; take Direct"
+            f"{name} {method.text_embeds} text embeddings, which this pipeline's network has none of; take Direct"
         )
     others = sorted(condition[0].keys() - {EMBEDS, GUIDANCE})
-    if method.embeds == "shares" and others:
+    if method.text_embeds == "shares" and others:
         raise ValueError(
             f"{name} makes both branches one by their text embeddings, and this network's differ in "
             f"{', '.join(others)} too; take NullText or Direct"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
@@ -25,11 +24,10 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
-    UNet2DModel,
     VQModel,
 )
 from test_unconditional import pixel_pipeline
-from tiny import SD, TOKENIZER, autoencoder, stable_diffusion, stable_diffusion_xl
+from tiny import SD, TOKENIZER, autoencoder, contracting, pixel_unet, seeded, stable_diffusion, stable_diffusion_xl
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -63,32 +61,8 @@ class Family:
     texts: bool = False
 
 
-def contracting(network: torch.nn.Module, last: torch.nn.Module) -> torch.nn.Module:
-    """In eval mode, and less steep, as trained networks are."""
-    with torch.no_grad():
-        last.weight *= 0.1
-    return network.eval()
-
-
-def seeded(make: Callable[[], Any]) -> Any:
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    pipe = make()
-    torch.set_rng_state(state)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def latent_diffusion(channels: int = 4) -> LDMPipeline:
-    unet = UNet2DModel(
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
+    unet = pixel_unet(in_channels=channels, out_channels=channels)
     vae = VQModel(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -97,7 +71,7 @@ def latent_diffusion(channels: int = 4) -> LDMPipeline:
         num_vq_embeddings=16,
         norm_num_groups=4,
     )
-    return LDMPipeline(vqvae=vae.eval(), unet=contracting(unet, unet.conv_out), scheduler=DDIMScheduler(**SD))
+    return LDMPipeline(vqvae=vae.eval(), unet=unet, scheduler=DDIMScheduler(**SD))
 
 
 def deepfloyd() -> IFPipeline:

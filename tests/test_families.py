@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 from exact import as_exact_as_eager
-from families import FAMILIES, deepfloyd, dit, latent_diffusion, seeded, table
+from families import FAMILIES, deepfloyd, dit, latent_diffusion, table
 from recorded import Recorder
 from test_caller import fingerprint
-from tiny import stable_diffusion_xl
+from tiny import seeded, stable_diffusion_xl
 from toy import distance
 
 from invfast import Schedule, adapters, invert, reconstruct, release, run

@@ -202,15 +202,26 @@ REFUSED = {
     "size": ({"original_size": (1,)}, ValueError, "original_size must be two integers of at least 0.*got \\(1,\\)"),
     "one negative": ({"negative_target_size": (8, 8)}, ValueError, "go together; pass both or neither"),
     "texts": ({"prompt_2": ["a"] * 3}, ValueError, "prompt_2 has 3 texts for 2 images"),
+    "texts twice": (
+        {"prompt": None, "prompt_embeds": torch.zeros(2, 12, 64), "prompt_2": "a"},
+        ValueError,
+        "prompt_2 is a text and prompt_embeds stands in place of texts; pass one of them",
+    ),
+    "negative pooled alone": (
+        {"negative_pooled_prompt_embeds": torch.zeros(2, 16), "guidance_scale": 2.0},
+        ValueError,
+        "negative_pooled_prompt_embeds goes with negative_prompt_embeds; pass both",
+    ),
     "pooled alone": ({"pooled_prompt_embeds": torch.zeros(2, 16)}, ValueError, "goes with prompt_embeds; pass both"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_used_is_refused(case, pipe, latents):
     given, error, said = REFUSED[case]
     with pytest.raises(error, match=said):
-        invert(pipe, latents, PROMPTS, **given)
+        invert(pipe, latents, **{"prompt": PROMPTS, **given})
 
 
 def test_pipelines_that_would_go_wrong_are_refused(pipe, latents):

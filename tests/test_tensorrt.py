@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from exact import as_exact_as_eager
-from families import deepfloyd, dit, seeded
+from families import deepfloyd, dit
 from test_runtimes import TIMES, evaluated, ready
-from tiny import spec, stable_diffusion, stable_diffusion_xl
+from tiny import seeded, spec, stable_diffusion, stable_diffusion_xl
 from together import Meeting, together
 
 from invfast import adapters, invert, prepare, runtimes

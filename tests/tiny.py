@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -9,6 +12,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
@@ -60,61 +64,88 @@ QUICK = {"num_inference_steps": 4}
 """Arguments of `invert` for tests that do not care about the grid."""
 
 
+def seeded(make: Callable[[], Any]) -> Any:
+    """A pipeline of weights from a fixed seed, silent; the caller's random numbers stay."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    pipe = make()
+    torch.set_rng_state(state)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def contracting(network: torch.nn.Module, last: torch.nn.Module) -> torch.nn.Module:
+    """In eval mode, and less steep, as trained networks are; random ones need not contract."""
+    with torch.no_grad():
+        last.weight *= 0.1
+    return network.eval()
+
+
 def stable_diffusion(
     scheduler=None, time_cond_proj_dim: int | None = None, in_channels: int = 4, force_upcast: bool = True
 ) -> StableDiffusionPipeline:
-    """Shaped like Stable Diffusion 1.x (three levels, VAE factor 8), weights from a fixed seed."""
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        in_channels=in_channels,
-        out_channels=4,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        time_cond_proj_dim=time_cond_proj_dim,
-    )
-    vae, tokenizer = autoencoder(force_upcast=force_upcast), PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    torch.set_rng_state(state)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    """Shaped like Stable Diffusion 1.x (three levels, VAE factor 8)."""
+
+    def make() -> StableDiffusionPipeline:
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            in_channels=in_channels,
+            out_channels=4,
+            block_out_channels=(16, 32, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            norm_num_groups=8,
+            time_cond_proj_dim=time_cond_proj_dim,
+        )
+        vae, tokenizer = autoencoder(force_upcast=force_upcast), PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+        return StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    return seeded(make)
 
 
 def stable_diffusion_xl(cls=StableDiffusionXLPipeline, scheduler=None, vae=None, **config) -> StableDiffusionXLPipeline:
-    """Shaped like SDXL (two text encoders, pooled embeddings, sizes), weights from a fixed seed."""
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    unet, tokenizer = sdxl_unet(64, **config), PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
-    with torch.no_grad():
-        unet.conv_out.weight *= 0.1  # a trained network contracts; a random one need not
-    pipe = cls(
-        vae=autoencoder(scaling_factor=4.0) if vae is None else vae,
-        text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, projection_dim=16)).eval(),
-        tokenizer=tokenizer,
-        tokenizer_2=PreTrainedTokenizerFast.from_pretrained(TOKENIZER),
-        unet=unet,
-        scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
-        add_watermarker=False,
+    """Shaped like SDXL: two text encoders, pooled embeddings, sizes."""
+
+    def make() -> StableDiffusionXLPipeline:
+        unet, tokenizer = sdxl_unet(64, **config), PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+        return cls(
+            unet=contracting(unet, unet.conv_out),
+            vae=autoencoder(scaling_factor=4.0) if vae is None else vae,
+            text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
+            text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, projection_dim=16)).eval(),
+            tokenizer=tokenizer,
+            tokenizer_2=PreTrainedTokenizerFast.from_pretrained(TOKENIZER),
+            scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
+            add_watermarker=False,
+        )
+
+    return seeded(make)
+
+
+def pixel_unet(**config) -> UNet2DModel:
+    """Of two levels, without text."""
+    unet = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **config,
     )
-    torch.set_rng_state(state)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return contracting(unet, unet.conv_out)
 
 
 def autoencoder(**config) -> AutoencoderKL:

@@ -36,10 +36,9 @@ class Autoencoder:
     @classmethod
     def of(cls, model: Adapter) -> Autoencoder:
         """The one of a latent diffusion pipeline."""
-        layout = model.denoiser.runtime.memory_format(model.device)
-        read = model.read["vae"]
-        factor = 2 ** (len(read.module.config.block_out_channels) - 1)
-        factor = getattr(model.pipe, "vae_scale_factor", factor)
+        read, layout = model.read["vae"], model.denoiser.runtime.memory_format(model.device)
+        halved = 2 ** (len(read.module.config.block_out_channels) - 1)
+        factor = getattr(model.pipe, "vae_scale_factor", halved)
         return cls(read, factor, model.device, model.latent_dtype, layout)
 
     @torch.no_grad()

@@ -111,9 +111,9 @@ class Adapter(ABC):
         """
         unknown = sorted(more.keys() - set(self.takes))
         if unknown:
-            known = f"takes {', '.join(self.takes)}" if self.takes else "takes nothing"
             raise TypeError(
-                f"unknown argument {unknown[0]!r}: beside prompts and embeddings {type(self).__name__} {known}"
+                f"unknown argument {unknown[0]!r}: beside prompts and embeddings {type(self).__name__} takes "
+                f"{', '.join(self.takes) or 'nothing'}"
             )
         return {name: value for name, value in more.items() if value is not None}
 

@@ -39,22 +39,22 @@ def foreign(pipe: Any, families: Mapping[str, str]) -> str:
         return said
     extra = [f"{what} ({part!r})" for part, what in ADDITIONS.items() if parts.get(part) is not None]
     left_out = f", without {' and '.join(extra)}" if extra else ""
-    plain = "StableDiffusionXLPipeline" if parts.get("text_encoder_2") is not None else "StableDiffusionPipeline"
+    plain = "StableDiffusionXLPipeline" if "text_encoder_2" in parts else "StableDiffusionPipeline"
     if plain in families and parts.get("vae") is not None:
         said += f". Its network can be inverted by itself{left_out}: pass {plain}.from_pipe(pipe)"
     return said
 
 
-def channels(pipe: Any) -> int:
-    """Of the latents of a pipeline's autoencoder.
+def channels(pipe: Any, part: str = "vae") -> int:
+    """Of the latents of a pipeline's autoencoder, that part of it.
 
     Raises:
         ValueError: it has none.
     """
-    if pipe.vae is None:
-        name = type(pipe).__name__
-        raise ValueError(f"{name} cannot be inverted: it has no vae, which images go through; load it with its vae")
-    return pipe.vae.config.latent_channels
+    vae, name = getattr(pipe, part), type(pipe).__name__
+    if vae is None:
+        raise ValueError(f"{name} cannot be inverted: it has no {part}, which images go through; load it with one")
+    return vae.config.latent_channels
 
 
 def unfit(unet: Any, channels: int, filled: tuple[str | None, ...] = (None,), labels: bool = False) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from invfast.adapters import unets
+from invfast.adapters import door, unets
 from invfast.adapters.autoencoder import Autoencoder
 from invfast.adapters.unconditional import Unconditional
 
@@ -19,7 +19,7 @@ class LatentDiffusion(Unconditional):
 
     @property
     def channels(self) -> int:
-        return self.pipe.vqvae.config.latent_channels
+        return door.channels(self.pipe, "vqvae")
 
     def parts(self) -> dict[str, torch.nn.Module]:
         return {"network": self.pipe.unet, "vae": self.pipe.vqvae}

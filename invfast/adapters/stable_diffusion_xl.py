@@ -90,11 +90,11 @@ class StableDiffusionXL(Adapter):
         static = {**shown, "time_ids": self._sizes(batch, sizes)}
         if self.guidance(guidance_scale) <= 1:
             return {**static, **unets.guided(self.pipe, batch, guidance_scale, self.device)}, None
-        if prompts.negative is prompts.negative_embeds is None and self.pipe.config.force_zeros_for_empty_prompt:
+        nothing = all(each is None for each in (prompts.negative, prompts.negative_embeds, more.get(POOLED[1])))
+        if nothing and self.pipe.config.force_zeros_for_empty_prompt:
             shown = {name: torch.zeros_like(value) for name, value in shown.items()}
         else:
-            said = [""] * batch if prompts.negative is None else prompts.negative
-            shown = self._shown(batch, said, prompts.negative_embeds, more, "negative_")
+            shown = self._shown(batch, prompts.negative, prompts.negative_embeds, more, "negative_")
         if "negative_original_size" in more:  # else the crop does not count either, as in diffusers
             sizes = [more.get(name, (0, 0)) for name in NEGATIVE_SIZES]
         return static, {**shown, "time_ids": self._sizes(batch, sizes)}
@@ -103,18 +103,20 @@ class StableDiffusionXL(Adapter):
         self, batch: int, said: list[str] | None, embeds: torch.Tensor | None, more: Mapping[str, Any], prefix: str
     ) -> dict[str, torch.Tensor]:
         """What one branch is shown of a text: embeddings (B, tokens, width) and pooled ones (B, width)."""
-        name, pooled = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
+        name, pooled, second = (f"{prefix}{each}" for each in ("prompt_embeds", "pooled_prompt_embeds", "prompt_2"))
         widths = unets.text_width(self.pipe.unet) or "width", self._pooled_width()
         if embeds is not None:
+            if said is None and second in more:  # else a text that the way back replaces
+                raise ValueError(f"{second} is a text and {name} stands in place of texts; pass one of them")
             if pooled not in more:
                 raise ValueError(f"{name} needs {pooled} beside it, (1 or {batch}, {widths[1]})")
             rows = texts.given(embeds, batch, name, ("tokens", widths[0]), self.device)
             return {EMBEDS: rows, "text_embeds": texts.given(more[pooled], batch, pooled, widths[1:], self.device)}
         if pooled in more:
             raise ValueError(f"{pooled} goes with {name}; pass both, or neither")
+        said = [""] * batch if said is None else said
         texts.check_encoders(self.encoders(), f"{prefix}prompt", said, f"{name} and {pooled}")
-        seconds = more.get(f"{prefix}prompt_2", said)
-        pairs = [(text, second or text) for text, second in zip(said, seconds, strict=True)]  # as diffusers reads ""
+        pairs = [(a, b or a) for a, b in zip(said, more.get(second, said), strict=True)]  # as diffusers reads ""
         with ExitStack() as stack:  # a call of a tokenizer sets how it pads and truncates
             locks = {id(lock): lock for lock in map(lock_of, (self.pipe.tokenizer, self.pipe.tokenizer_2))}
             for _, lock in sorted(locks.items()):

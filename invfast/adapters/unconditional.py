@@ -65,11 +65,9 @@ class Unconditional(Adapter):
         Raises:
             ValueError: a prompt, embeddings or guidance, which this pipeline cannot follow.
         """
-        embeds = prompts.embeds is not None or prompts.negative_embeds is not None
-        if embeds or any(prompts.texts or ()) or any(prompts.negative or ()) or guidance_scale > 1:
-            raise ValueError(
-                f"{type(self.pipe).__name__} is unconditional: pass no prompt, no embeddings and guidance_scale=1"
-            )
+        self.no_texts(prompts)
+        if guidance_scale > 1:
+            raise ValueError(f"{type(self.pipe).__name__} knows no guidance: pass guidance_scale=1")
         if getattr(self.pipe.unet, "class_embedding", None) is None:
             return {}, None
         given = prompts.more.get("class_labels", [0] * len(latents))

@@ -203,8 +203,8 @@ class Method:
     """What the way back is meant to run at, above 1; None for methods to which guidance is a matter of the caller's."""
     differentiates: bool = False
     """Whether `refiner` asks for gradients of the network."""
-    embeds: str | None = None
-    """What its second pass or its way back does with text embeddings, "tunes" or "shares" between the branches."""
+    text_embeds: str | None = None
+    """What it does with text embeddings, "tunes" them or "shares" one between the branches; None leaves them alone."""
 
     def inverter(self, problem: Problem, start: int = 0) -> Stepper:
         """Data to noise, from node `start` of the schedule."""

@@ -53,7 +53,7 @@ class NullText(Method):
 
     branch: ClassVar[int] = UNCONDITIONAL
     differentiates: ClassVar[bool] = True
-    embeds: ClassVar[str] = "tunes"
+    text_embeds: ClassVar[str] = "tunes"
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -93,7 +93,7 @@ class NegativePrompt(AtGuidance):
     Settings and errors are those of `AtGuidance`; a network whose branches differ in more than text is refused.
     """
 
-    embeds: ClassVar[str] = "shares"
+    text_embeds: ClassVar[str] = "shares"
 
     def inverter(self, problem: Problem, start: int = 0) -> Noted:
         return Noted(self.method.inverter(problem, start), problem.embeds[CONDITIONAL])
