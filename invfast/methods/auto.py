@@ -20,8 +20,9 @@ from invfast.schedule import Step
 MARGIN = 12.0
 """dB by which the latent PSNR exceeds the tolerance in dB. Measured on the bundled model at a target of 70: 12 on 10
 steps, 14 on 20, 22 on 50; grids of 10 steps follow to some 72 dB, of 20 to some 86."""
-SHORT_MARGINS = {1: -10.0, 2: 8.0}
-"""Of grids whose steps amplify more of what is left of a residual (benchmarks.short)."""
+SHORT_MARGINS = {1: -8.0, 2: 5.0, 3: 7.0, 4: 8.0}
+"""By steps, of grids whose way back amplifies more of a residual: measured on trailing ones, which begin at pure noise;
+leading ones leave 6 dB more."""
 MOST, ON_LONG, LONG = 60, 12, 10
 """Evaluations of one step at most, and those on grids of so many steps, where a step that wants more gets nowhere."""
 SPENT = 0.5
@@ -36,7 +37,7 @@ class Auto(Method):
 
     Args:
         target: latent PSNR in dB (peak the range of x_0) that reconstruction is to reach, 30 to 140. An estimate, not a
-            bound: it sets the tolerance of a step, 10^(-(target - 12) / 20), less on grids of one or two. What a
+            bound: it sets the tolerance of a step, 10^(-(target - 12) / 20), less on grids of up to four. What a
             network in half precision cannot reach is given up early, and said (`Stats.reached`).
         budget: evaluations a step at most, on average over the grid, at least 1: 1.05 is one more on a grid of 20. None
             spends what the target asks for; a number takes the target's place.
