@@ -54,6 +54,7 @@ def invert(
     method: str | Method = "auto",
     num_inference_steps: int = 50,
     timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
     schedule: Schedule | None = None,
     guidance_scale: float = 1.0,
     negative_prompt: Text | None = None,
@@ -78,16 +79,18 @@ def invert(
     Names and meanings are those of diffusers' pipelines.
 
     Args:
-        pipe: of Stable Diffusion 1.x, 2.x or XL, a latent consistency model, DDPMPipeline or DDIMPipeline
-            (`Adapter.pipelines`). Whatever its scheduler, the grid is DDIM's over its betas.
+        pipe: of Stable Diffusion 1.x, 2.x, XL or 3.x, FLUX.1, a latent consistency model, DDPMPipeline or DDIMPipeline
+            (`Adapter.pipelines`). Whatever its scheduler, the grid is DDIM's over its betas, or of rectified flow
+            Euler's over its sigmas, shifted as the pipeline does for the image's size.
         image: PIL image, path, numpy array, torch tensor, or a list of them (`images.to_pixels` says which shapes and
             ranges), or latents (B, 4, h, w), finite floats, already scaled.
         prompt: one text for all images or one an image.
         method: a name (`methods.METHODS`) or a Method instance. "auto" is close to exact for a few evaluations more
             than N on long grids, some 2 N on 20 steps; "ddim" is the plain loop, inexact, at N.
         num_inference_steps: steps of the grid, see `Schedule.from_scheduler`.
-        timesteps: explicit times instead.
-        schedule: a grid of your own; replaces both.
+        timesteps: explicit times instead, of a diffusion model.
+        sigmas: explicit levels instead, of a rectified flow; the scheduler shifts them like its own.
+        schedule: a grid of your own; replaces all three.
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
             is a known failure (warned); below 1 is as 1.
         negative_prompt: one text or one an image, for guidance above 1.
@@ -132,16 +135,17 @@ def invert(
     chosen = methods.resolve(method)
     arguments.check_options(guidance_scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     arguments.check_generator(generator)
-    if guidance_scale > 1:
+    opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
+    model = adapters.resolve(pipe)(pipe, runtime, dtype, opaque, precompute)
+    if model.guidance(guidance_scale) > 1:
         warn(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
             "invert at 1.0 and raise the guidance when you edit"
         )
-    opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
-    model = adapters.resolve(pipe)(pipe, runtime, dtype, opaque, precompute)
-    grid = grids.of_call(pipe.scheduler, schedule, num_inference_steps, timesteps)
+    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas)
     with model.session():
         x = model.encode(image, height, width)
+        grid = grid_of(x.shape)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         more = model.check(len(x), conditions)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds, more)

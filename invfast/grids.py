@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from invfast.schedule import Schedule
+from invfast import flows
+from invfast.schedule import FLOW, Schedule
 from invfast.warned import warn
 
-SAMPLED_BY_DDIM = {"DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"}
-LEFT_OUT = ("clip_sample", "thresholding")
-"""What changes predicted samples so that no step can be undone."""
+if TYPE_CHECKING:
+    from invfast.adapters import Adapter
+
+FOLLOWED = {"DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler", "FlowMatchEulerDiscreteScheduler"}
+"""Whose steps are the ones taken here."""
+LEFT_OUT = ("clip_sample", "thresholding", "stochastic_sampling")
+"""What changes samples so that no step can be undone."""
 
 _told: set[str] = set()
 """Warnings that were given: once each in a process."""
 
 
-def of_call(scheduler: Any, schedule: Schedule | None, steps: int, timesteps: Sequence[int] | None) -> Schedule:
-    """The caller's grid, or DDIM's over a pipeline's betas; where its own sampler is another, that is warned of once.
+Shape = tuple[int, int, int, int]
+"""Of latents."""
+NOMINAL: Shape = (1, 4, 64, 64)
+
+
+def of_call(
+    model: Adapter,
+    schedule: Schedule | None,
+    steps: int,
+    timesteps: Sequence[int] | None,
+    sigmas: Sequence[float] | None,
+) -> Callable[[Shape], Schedule]:
+    """Latents' shape -> the caller's grid, or DDIM's over a pipeline's betas, or that of its rectified flow.
+
+    Where the pipeline's own sampler is another, that is warned of once.
 
     Raises:
         TypeError: `schedule` is none.
         ValueError: both a schedule and times, a prediction type that is not the scheduler's; or see `from_scheduler`.
     """
-    if schedule is None:
-        _tell(scheduler)
-        return Schedule.from_scheduler(scheduler, steps, timesteps=timesteps)
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be an invfast.Schedule, got {type(schedule).__name__}")
-    if timesteps is not None:
-        raise ValueError("pass schedule or timesteps, not both")
-    check_prediction(scheduler, schedule)
-    return schedule
+    scheduler = model.pipe.scheduler
+    if schedule is not None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be an invfast.Schedule, got {type(schedule).__name__}")
+        if timesteps is not None or sigmas is not None:
+            raise ValueError("pass one of schedule, timesteps and sigmas")
+        check_prediction(scheduler, schedule)
+        return lambda shape: schedule
+    _tell(scheduler)
+
+    def own(shape: Shape) -> Schedule:
+        given = model.shifted(steps, shape) if flows.is_flow(scheduler) and timesteps is None else {}
+        given |= {} if sigmas is None else {"sigmas": sigmas}
+        return Schedule.from_scheduler(scheduler, steps, timesteps=timesteps, **given)
+
+    own(NOMINAL)  # what cannot be used is said before anything is run
+    return own
 
 
 def check_prediction(scheduler: Any, schedule: Schedule) -> None:
     """Raises ValueError where a grid is for networks that predict something else."""
-    own = scheduler.config.get("prediction_type", "epsilon")
+    own = FLOW if flows.is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
     if own != schedule.prediction_type:
         raise ValueError(f"the pipeline's network predicts {own!r}, the schedule is for {schedule.prediction_type!r}")
 
@@ -48,7 +74,13 @@ def _learns(scheduler: Any) -> bool:
 
 def _tell(scheduler: Any) -> None:
     name, said = type(scheduler).__name__, []
-    if name not in SAMPLED_BY_DDIM:
+    if name not in FOLLOWED and flows.is_flow(scheduler):
+        said.append(
+            f"the pipeline samples by {name}; inversion and reconstruct() take Euler's steps over its sigmas, and the "
+            "pipeline's own call regenerates the image with FlowMatchEulerDiscreteScheduler() and "
+            "sigmas=inversion.schedule.sigma.flip(0)[:-1].tolist()"
+        )
+    elif name not in FOLLOWED:
         said.append(
             f"the pipeline samples by {name}; inversion and reconstruct() follow DDIM over its betas, and the "
             "pipeline's own call regenerates the image with DDIMScheduler.from_config(pipe.scheduler.config)"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from invfast import adapters, runtimes
+from invfast import adapters, flows, runtimes
 from invfast.adapters import Prompts
 from invfast.ambient import neutral
 
@@ -63,7 +63,8 @@ def prepare(
         x = x.expand(batch_size, *x.shape[1:])
         prompts = Prompts([""] * batch_size, more=model.check(batch_size, conditions))
         condition = model.condition(x, prompts, guidance_scale)
-        ready.predictor(x, torch.tensor([0]), condition)
+        # Of the kind that a grid's times are: engines take no other.
+        ready.predictor(x, torch.tensor([0.0 if flows.is_flow(pipe.scheduler) else 0]), condition)
     return Prepared(ready.runtime.name, ready.dtype, ready.reason, time.perf_counter() - began)
 
 

@@ -5,12 +5,14 @@ With a the cleaner node of a step, b the noisier one and o the network's own out
     x_a = p x_b + q o        epsilon:  p = a_a/a_b              q = s_a - s_b a_a/a_b
                              v:        p = a_a a_b + s_a s_b    q = s_a a_b - a_a s_b
                              sample:   p = s_a/s_b              q = a_a - a_b s_a/s_b
+                             flow:     p = 1                    q = s_a - s_b
 
 where a_ and s_ are alpha and sigma of a node (Song et al., arXiv 2010.02502, eq. 12). Inverting it means solving
 x_b = f(x_b). Any f(y) = y + (x_a - DOWN(y)) / d has the same solution; the divisor d is what one holds constant while
 iterating. Here it is the predicted noise (d = a_a/a_b), for every prediction type: then the very same network gives the
 very same latents whichever way its output is written. Where the target has next to no signal the noise says nothing
 about the data and the velocity is held instead (d = a_a a_b + s_a s_b); a model trained on epsilon keeps the noise.
+Of a flow its own velocity is held (d = 1): on exact mixtures of Gaussians that is 7 to 10 dB better.
 
 The network's output is always the last input, so that classifier-free guidance can widen it into two (`guided`).
 Tables are (N, outputs, inputs).
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import torch
 
-from invfast.schedule import NEGLIGIBLE, ROUNDING, Schedule
+from invfast.schedule import FLOW, NEGLIGIBLE, ROUNDING, Schedule
 
 VELOCITY_BELOW = 0.05
 """Target alpha under which the velocity is held. Stable Diffusion's betas end at 0.068, zero-terminal-SNR ones at 0."""
@@ -40,6 +42,9 @@ def transfer(
         return p, sigma_to - sigma_from * p
     if prediction == "v_prediction":
         return alpha_to * alpha_from + sigma_to * sigma_from, sigma_to * alpha_from - alpha_to * sigma_from
+    if prediction == FLOW:  # levels that sum to another number than 1 are read too, as where noise is added
+        whole = alpha_from + sigma_from
+        return (alpha_to + sigma_to) / whole, (sigma_to * alpha_from - alpha_to * sigma_from) / whole
     p = sigma_to / sigma_from
     return p, alpha_to - alpha_from * p
 
@@ -58,7 +63,9 @@ def up(schedule: Schedule) -> torch.Tensor:
         return _table((p, torch.zeros_like(p), q))
     p, q = transfer(*b, *a, schedule.prediction_type)
     held = a[0] / b[0]
-    if schedule.prediction_type != "epsilon":
+    if schedule.prediction_type == FLOW:
+        held = torch.ones_like(p)
+    elif schedule.prediction_type != "epsilon":
         held = torch.where(b[0] < VELOCITY_BELOW, a[0] * b[0] + a[1] * b[1], held)
     return _table((1 / held, 1 - p / held, -q / held))
 
@@ -66,6 +73,27 @@ def up(schedule: Schedule) -> torch.Tensor:
 def explicit(table: torch.Tensor) -> torch.Tensor:
     """The row of one iteration from y = x_a, (N, 1, 2): inputs (x_a, o(x_a)). With `up`, this is DDIM inversion."""
     return torch.cat([table[..., :1] + table[..., 1:2], table[..., 2:]], -1)
+
+
+def along(schedule: Schedule, share: float = 1.0) -> torch.Tensor:
+    """A share of each step of a flow with a velocity from anywhere, (N, 1, 2): (x, v) -> x + share h v."""
+    h = share * schedule.sigma.diff()
+    return _table((torch.ones_like(h), h))
+
+
+def pulled_up(schedule: Schedule, gamma: float) -> torch.Tensor:
+    """RF-Inversion's controlled step to noise, (N, 1, 3): inputs (x, noise, o(x)) at the source."""
+    h, (alpha, _) = schedule.sigma.diff(), _levels(schedule)[0]
+    pull = gamma * h / alpha
+    return _table((1 - pull, pull, (1 - gamma) * h))
+
+
+def pulled_down(schedule: Schedule, eta: float, steps: int) -> torch.Tensor:
+    """Its step to data, pulled in the `steps` nearest to noise, (N, 1, 3): inputs (x, x_0, o(x)) at the target."""
+    h, (_, sigma) = schedule.sigma.diff(), _levels(schedule)[1]
+    eta = eta * (torch.arange(len(h)) >= len(h) - steps).double()
+    pull = eta * h / sigma
+    return _table((1 - pull, pull, (eta - 1) * h))
 
 
 def with_residual(table: torch.Tensor) -> torch.Tensor:
@@ -78,21 +106,31 @@ def noise(schedule: Schedule) -> torch.Tensor:
     _, (alpha, sigma) = _levels(schedule)
     if schedule.prediction_type == "epsilon":
         return _table((torch.zeros_like(alpha), torch.ones_like(alpha)))
+    if schedule.prediction_type == FLOW:
+        return _table((1 / (alpha + sigma), alpha / (alpha + sigma)))
     if schedule.prediction_type == "v_prediction":
         return _table((sigma, alpha))
     return _table((1 / sigma, -alpha / sigma))
 
 
+def slope(schedule: Schedule) -> torch.Tensor:
+    """What one step hands to the next, (N, 1, 2): inputs (y, o(y)) -> the noise, or the velocity of a flow."""
+    if schedule.prediction_type != FLOW:
+        return noise(schedule)
+    return torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(schedule.num_steps, 1, 2)
+
+
 def forecast(schedule: Schedule, order: int, start: int = 0) -> torch.Tensor:
     """Where step i lands if the noise goes on as it did, (N, 1, 1 + order): inputs (x_a, eps_{i-1}, eps_{i-2}, ...).
 
-    The noise of the last `order` targets, extrapolated to this step's target by the polynomial through them in sigma
-    (order 1 repeats the last one: Uni-Inv's predictor; 2 and 3 are its Adams-Bashforth-like extensions). In t the guess
-    is as good on 20 and 50 steps and worse on 10, in sigma / alpha or its logarithm worse on 20 too
-    (docs/methods/auto.md). Steps right after `start` have a shorter history and leave the columns they miss at zero.
+    The noise of the last `order` targets, of a flow the velocity, extrapolated to this step's target by the polynomial
+    through them in sigma (order 1 repeats the last one: Uni-Inv's predictor; 2 and 3 are its Adams-Bashforth-like
+    extensions). In t the guess is as good on 20 and 50 steps and worse on 10, in sigma / alpha or its logarithm worse
+    on 20 too (docs/methods/auto.md). Steps right after `start` have a shorter history and leave the columns they miss
+    at zero.
     """
     a, b = _levels(schedule)
-    p, q = transfer(*a, *b, "epsilon")
+    p, q = transfer(*a, *b, _carried(schedule))
     level = schedule.sigma
     table = torch.zeros(schedule.num_steps, 1, 1 + order, dtype=torch.float64)
     table[:, 0, 0] = p
@@ -130,9 +168,8 @@ def blend_before(table: torch.Tensor, eta: float, steps: range) -> torch.Tensor:
 
 def jump(schedule: Schedule, node: int) -> torch.Tensor:
     """Forward diffusion of clean data to a node, the source of step `node`, (1, 1, 2): inputs (x_0, noise)."""
-    last = node == schedule.num_steps
-    alpha = schedule.alpha[-1] if last else schedule.source_alpha[node]
-    return torch.stack([alpha, (1 - alpha**2).sqrt()]).reshape(1, 1, 2)
+    levels = [torch.cat([each, end[-1:]]) for each, end in zip(*_levels(schedule), strict=True)]
+    return torch.stack([level[node] for level in levels]).reshape(1, 1, 2)
 
 
 def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -140,26 +177,30 @@ def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tenso
 
     With h_i the length of step i in sigma/alpha, r = h_i / h_{i-1}, and e_i the noise predicted at x_i, the two-step
     formula for x_{i+1} is a DDIM step with the noise n_i = (1 + r) e_i - r n_{i-1}, begun by n = e in step `start`.
-    Carrying n in place of x_{i-1} is the same formula without its difference of nearly equal latents times r^2.
+    Carrying n in place of x_{i-1} is the same formula without its difference of nearly equal latents times r^2. In a
+    flow h is in sigma and the velocity takes the noise's place.
     """
     _require_chain(schedule, "O-BELM")
-    if float(schedule.alpha[-1]) ** 2 <= NEGLIGIBLE:
+    flow = schedule.prediction_type == FLOW
+    if not flow and float(schedule.alpha[-1]) ** 2 <= NEGLIGIBLE:
         raise ValueError(
             f"O-BELM divides by alpha, which is {float(schedule.alpha[-1]):.2g} at t={schedule.t[-1].item()} (zero "
             "terminal SNR); use BDIA, or a 'leading' grid"
         )
     a, b = _levels(schedule)
-    (p, q), h = transfer(*a, *b, "epsilon"), (schedule.sigma / schedule.alpha).diff()
+    p, q = transfer(*a, *b, _carried(schedule))
+    h = (schedule.sigma if flow else schedule.sigma / schedule.alpha).diff()
     ratio = torch.cat([torch.ones_like(h[:1]), h[1:] / h[:-1]])
     if float(torch.minimum(ratio, 1 / ratio).min()) ** 2 <= NEGLIGIBLE:
         raise ValueError(
             f"O-BELM amplifies errors by how much longer a step is than the one before it, here up to "
             f"{float(torch.maximum(ratio, 1 / ratio).max()):.2g} times; use BDIA, or steps more alike"
         )
-    state, output = noise(schedule)[:, 0].roll(1, 0).unbind(-1)  # read at each step's source
+    read = slope(schedule)[:, 0]
+    state, output = read.roll(1, 0).unbind(-1)  # read at each step's source
     following = torch.stack([(1 + ratio) * state, -ratio, (1 + ratio) * output], -1)
     begun = slice(start, start + 1)  # none where a jump went all the way
-    following[begun, 0], following[begun, 2] = noise(schedule)[begun, 0].unbind(-1)  # asked at the target
+    following[begun, 0], following[begun, 2] = read[begun].unbind(-1)  # asked at the target
     following[begun, 1] = 0
     ahead = q.unsqueeze(1) * following
     ahead[:, 0] += p
@@ -219,12 +260,13 @@ def edict(schedule: Schedule, mix: float) -> tuple[torch.Tensor, ...]:
 def noise_maps(schedule: Schedule, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """DDPM with its noise solved for, up (N, 2, 3): (x_a, x_b, o) -> (x_b, z), down (N, 1, 3): (x_b, z, o) -> x_a.
 
-    x_a = mu(x_b) + s z with s^2 = eta^2 sigma_a^2 / sigma_b^2 (1 - alpha_b^2 / alpha_a^2). Where s = 0 (a = clean
-    data), or less than float32 rounds away, z is the difference itself.
+    x_a = mu(x_b) + s z with s^2 = eta^2 sigma_a^2 / sigma_b^2 (sigma_b^2 - (alpha_b / alpha_a)^2 sigma_a^2), the
+    posterior's variance for levels of any kind. Where s = 0 (a = clean data), or less than float32 rounds away, z is
+    the difference itself.
     """
     _require_chain(schedule, "NoiseMaps")
     a, b = _levels(schedule)
-    scale = eta * a[1] / b[1] * (1 - (b[0] / a[0]) ** 2).sqrt()
+    scale = eta * a[1] / b[1] * (b[1] ** 2 - (b[0] / a[0] * a[1]) ** 2).clamp(min=0).sqrt()
     scale = torch.where(scale <= ROUNDING, 0.0, scale)
     p, q = transfer(*b, a[0], (a[1] ** 2 - scale**2).clamp(min=0).sqrt(), schedule.prediction_type)
     scale = torch.where(scale == 0, 1.0, scale)
@@ -243,9 +285,9 @@ def moved(schedule: Schedule) -> torch.Tensor:
 
 def diffuse(schedule: Schedule, start: int = 0) -> torch.Tensor:
     """Forward diffusion to each step's target, (N, 1, 2): inputs (x_0, or the latents of node `start`, and noise)."""
-    alpha = schedule.alpha[start] if start else torch.ones((), dtype=torch.float64)
+    alpha, sigma = (schedule.alpha[start], schedule.sigma[start]) if start else (1.0, 0.0)
     ratio = schedule.alpha[1:] / alpha
-    return _table((ratio, (schedule.sigma[1:] ** 2 - ratio**2 * (1 - alpha**2)).clamp_min(0).sqrt()))
+    return _table((ratio, (schedule.sigma[1:] ** 2 - ratio**2 * sigma**2).clamp_min(0).sqrt()))
 
 
 def guided(table: torch.Tensor, scale: float) -> torch.Tensor:
@@ -257,10 +299,11 @@ def guided(table: torch.Tensor, scale: float) -> torch.Tensor:
 def _partnered(schedule: Schedule) -> torch.Tensor:
     """DDIM of one latent with the noise (the velocity where `up` holds it) at another, (N, 3): (x_b, y_b, o(y_b))."""
     a, b = _levels(schedule)
-    p, q = transfer(*b, *a, "epsilon")
-    state, output = noise(schedule)[:, 0].unbind(-1)
+    own = schedule.prediction_type
+    p, q = transfer(*b, *a, _carried(schedule))
+    state, output = slope(schedule)[:, 0].unbind(-1)
     table = torch.stack([p, q * state, q * output], -1)
-    if schedule.prediction_type == "epsilon":
+    if own in ("epsilon", FLOW):
         return table
     p, q = transfer(*b, *a, "v_prediction")
     state, output = torch.zeros_like(q), torch.ones_like(q)
@@ -268,6 +311,11 @@ def _partnered(schedule: Schedule) -> torch.Tensor:
         state, output = b[0] / b[1], -1 / b[1]
     velocity = torch.stack([p, q * state, q * output], -1)
     return torch.where((b[0] < VELOCITY_BELOW).unsqueeze(1), velocity, table)
+
+
+def _carried(schedule: Schedule) -> str:
+    """As which prediction `slope` moves a latent."""
+    return FLOW if schedule.prediction_type == FLOW else "epsilon"
 
 
 def _require_chain(schedule: Schedule, name: str) -> None:

@@ -144,7 +144,7 @@ def run(
         ValueError: cuda_graph=True where steps cannot be captured; says why.
     """
     grid = problem.schedule
-    predict = model.denoiser.predictor(state["latents"], grid.t, condition)
+    predict = model.denoiser.predictor(state["latents"], grid.asked, condition, grid.num_steps)
     check()
     with _executor(model, problem, stepper, predict, state, method, cuda_graph) as take:
         with model.pipe.progress_bar(total=len(stepper.steps)) as bar:
@@ -191,7 +191,7 @@ def reached(stepper: Stepper, residual: torch.Tensor | None, dtype: torch.dtype)
 
 def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:
     """The text embeddings of each branch, as many tokens in each, in the latents' dtype."""
-    each = [branch[EMBEDS] for branch in alike(*condition) if branch and EMBEDS in branch]
+    each = [branch[EMBEDS] for branch in alike(*condition, model.denoiser.form.repeats) if branch and EMBEDS in branch]
     return tuple(value.to(model.device, model.latent_dtype) for value in each)
 
 

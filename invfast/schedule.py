@@ -2,7 +2,8 @@
 
 Node 0 is the data end and node N the noise end. Step i joins node i (its source) and node i + 1 (its target), and the
 network is always asked at the target's time, as in diffusers' DDIMInverseScheduler and in every method built here.
-Grids follow diffusers' DDIMScheduler (Song et al., arXiv 2010.02502; spacings: Lin et al., arXiv 2305.08891, table 2).
+Levels preserve variance, alpha^2 + sigma^2 = 1, but those of a rectified flow, alpha + sigma = 1. Where they come from:
+betas.py, flows.py.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 
+from invfast import betas, flows
 from invfast.ambient import neutral
+from invfast.betas import ROUNDING
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+FLOW = "flow"
+"""The prediction type of networks whose output is noise - data (arXiv 2209.03003)."""
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", FLOW)
 COMPATS = (None, "diffusers")
 
-ROUNDING = torch.finfo(torch.float32).eps
-"""Levels no farther apart than this are one: what they differ by is rounding."""
 NEGLIGIBLE = 8 * ROUNDING
 """A share of the power, alpha^2 or its like, that counts as none: schedulers write 2^-24 where they mean 0.
 
@@ -41,12 +42,14 @@ class Step:
         index: the same as a table's index: an int, or int64 () on the device where one captured graph serves all steps.
         source_t: () time of node i, on the device.
         t: () time of node i + 1, at which the network is asked, on the device.
+        middle_t: () time halfway, at which second-order methods of rectified flow ask.
     """
 
     i: int
     index: int | torch.Tensor
     source_t: torch.Tensor
     t: torch.Tensor
+    middle_t: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +59,9 @@ class Schedule:
     Args:
         t: (N + 1,) times of the nodes, ascending, in the network's own unit. `t[0]` only labels the data end: the
             network is never asked there.
-        alpha: (N + 1,) signal levels sqrt(alphas_cumprod), floats in [0, 1], descending by more than rounding.
-        prediction_type: "epsilon", "v_prediction" or "sample".
+        alpha: (N + 1,) signal levels, sqrt(alphas_cumprod) or 1 - sigma of a flow, floats in [0, 1], descending by
+            more than rounding.
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow".
         source_alpha: (N,) source level of each step where it is not the level of the node before. Only grids that copy
             diffusers' own schedulers need it, see `compat`.
         compat: None, or "diffusers": steps are those of DDIMInverseScheduler and DDIMScheduler to the letter, that is
@@ -105,18 +109,31 @@ class Schedule:
 
     @property
     def sigma(self) -> torch.Tensor:
-        """(N + 1,) noise levels sqrt(1 - alpha^2)."""
-        return (1 - self.alpha**2).sqrt()
+        """(N + 1,) noise levels, sqrt(1 - alpha^2), or 1 - alpha of a flow."""
+        return self._noise(self.alpha)
 
     @property
     def source_sigma(self) -> torch.Tensor:
         """(N,) noise level of each step's source."""
-        return (1 - self.source_alpha**2).sqrt()
+        return self._noise(self.source_alpha)
+
+    def _noise(self, alpha: torch.Tensor) -> torch.Tensor:
+        return 1 - alpha if self.prediction_type == FLOW else (1 - alpha**2).sqrt()
 
     def on(self, device: torch.device | str) -> tuple[Step, ...]:
         """Every step with its times on a device: copied once, before the loop."""
-        times = self.t.to(device).unbind()
-        return tuple(Step(i, i, times[i], times[i + 1]) for i in range(self.num_steps))
+        times, middle = self.t.to(device).unbind(), self.middle_t.to(device).unbind()
+        return tuple(Step(i, i, times[i], times[i + 1], middle[i]) for i in range(self.num_steps))
+
+    @property
+    def middle_t(self) -> torch.Tensor:
+        """(N,) times halfway between nodes of a flow; elsewhere, where no method asks there, those of the targets."""
+        return (self.t[:-1] + self.t[1:]) / 2 if self.prediction_type == FLOW else self.t[1:]
+
+    @property
+    def asked(self) -> torch.Tensor:
+        """All times at which the network may be asked."""
+        return torch.cat([self.middle_t, self.t]) if self.prediction_type == FLOW else self.t
 
     @property
     def digest(self) -> str:
@@ -134,60 +151,57 @@ class Schedule:
         num_inference_steps: int = 50,
         *,
         timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         compat: str | None = None,
+        mu: float | None = None,
     ) -> Schedule:
-        """The DDIM grid of a diffusers scheduler; the scheduler is read, never changed.
+        """The DDIM grid of a diffusers scheduler, or Euler's of one of rectified flow; it is read, never changed.
 
         Betas come from `scheduler.alphas_cumprod`; spacing, offset and final level from its config with DDIMScheduler's
         own defaults, which is what `DDIMScheduler.from_config(scheduler.config)` would visit (clipping left out).
-        Nodes that repeat a level are dropped: they would cost an evaluation and move nothing.
+        Nodes that repeat a level are dropped: they would cost an evaluation and move nothing. Of a flow, nodes are
+        those of the scheduler itself, as its pipeline sets it.
 
         Args:
-            scheduler: any diffusers scheduler with a table of `alphas_cumprod` (DDIM, DDPM, PNDM, Euler, DPM, ...).
+            scheduler: any diffusers scheduler with a table of `alphas_cumprod` (DDIM, DDPM, PNDM, Euler, DPM, ...), or
+                of rectified flow (FlowMatchEulerDiscreteScheduler, or a solver with use_flow_sigmas).
             num_inference_steps: 1 to num_train_timesteps; ignored when `timesteps` are given.
-            timesteps: explicit times, monotonic, each in 0 .. num_train_timesteps - 1.
-            compat: None or "diffusers", see the class.
+            timesteps: explicit times, monotonic, each in 0 .. num_train_timesteps - 1; not of a flow.
+            sigmas: of a flow explicit levels in (0, 1], monotonic, which the scheduler shifts like its own.
+            compat: None or "diffusers", see the class; a flow's grid is the same either way.
+            mu: of a flow whose shift depends on the image's size, what its pipeline makes of that.
 
         Raises:
             TypeError: `num_inference_steps` or a timestep is no integer.
             ValueError: no table of alphas_cumprod within [0, 1], steps or times out of range, or a grid that `Schedule`
                 refuses.
         """
-        table, rounding = _alphas_cumprod(scheduler)
-        config = scheduler.config
         if compat not in COMPATS:
             raise ValueError(f"unknown compat {compat!r}; expected None or 'diffusers'")
-        if timesteps is None:
-            times = _spaced(config, len(table), num_inference_steps)
-            stride = len(table) // num_inference_steps
-        else:
-            times, stride = _explicit(timesteps, len(table)), len(table)  # the last sampling step goes to the end
-            if compat:
-                raise ValueError("compat='diffusers' has no explicit timesteps: DDIMScheduler takes a number of steps")
-        final = 1.0 if config.get("set_alpha_to_one", True) else float(table[0])
-        origins = [t - stride for t in times] if compat else [times[0] - stride, *times[:-1]]
-        alpha, source = (
-            torch.tensor([float(table[t]) if t >= 0 else final for t in each], dtype=torch.float64).sqrt()
-            for each in (times, origins)
-        )
-        keep = _moving(source**2, alpha**2, rounding, chained=not compat)
-        if not keep:
+        if flows.is_flow(scheduler):
+            return cls._of_flow(scheduler, num_inference_steps, timesteps, sigmas, mu)
+        if sigmas is not None:
             raise ValueError(
-                f"the grid visits t={times} only, the data level itself: nothing to invert; use more steps"
+                f"sigmas are for schedulers of rectified flow, got {type(scheduler).__name__}; pass timesteps"
             )
-        return cls(
-            t=torch.tensor([min(0, times[0])] + [times[i] for i in keep]),
-            alpha=torch.cat([source[keep[:1]], alpha[keep]]),
-            prediction_type=config.get("prediction_type", "epsilon"),
-            source_alpha=source[keep] if compat else None,
-            compat=compat,
-            origin={
-                "scheduler": type(scheduler).__name__,
-                "timestep_spacing": "explicit" if timesteps is not None else config.get("timestep_spacing", "leading"),
-                "grid": "DDIM" if compat is None else "diffusers DDIMInverseScheduler",
-                "timesteps": times,
-            },
-        )
+        t, alpha, source, origin = betas.nodes(scheduler, num_inference_steps, timesteps, compat)
+        kind = scheduler.config.get("prediction_type", "epsilon")
+        return cls(t, alpha, kind, source if compat else None, compat, origin)
+
+    @classmethod
+    def _of_flow(
+        cls,
+        scheduler: Any,
+        steps: int,
+        timesteps: Sequence[int] | None,
+        sigmas: Sequence[float] | None,
+        mu: float | None,
+    ) -> Schedule:
+        if timesteps is not None:
+            raise ValueError(f"{type(scheduler).__name__} is of rectified flow; pass sigmas in place of timesteps")
+        t, levels = flows.nodes(scheduler, steps, sigmas, mu)
+        origin = {"scheduler": type(scheduler).__name__, "grid": "Euler", "sigmas": levels.tolist()}
+        return cls(t=t, alpha=1 - levels, prediction_type=FLOW, origin=origin)
 
 
 def _levels(name: str, given: Any) -> torch.Tensor:
@@ -195,72 +209,6 @@ def _levels(name: str, given: Any) -> torch.Tensor:
     if isinstance(given, torch.Tensor) and (given.is_complex() or given.dtype == torch.bool):
         raise ValueError(f"{name} must be real numbers in [0, 1], got {given.dtype}")
     return torch.as_tensor(given, dtype=torch.float64).detach().to("cpu", copy=True)
-
-
-def _alphas_cumprod(scheduler: Any) -> tuple[torch.Tensor, float]:
-    """The table in float64, and what its own dtype rounds by."""
-    table, name = getattr(scheduler, "alphas_cumprod", None), type(scheduler).__name__
-    if not isinstance(table, torch.Tensor) or table.ndim != 1:
-        raise ValueError(
-            f"scheduler {name} has no table of alphas_cumprod; "
-            "pass schedule=Schedule(t=..., alpha=...) built from its sigmas (alpha = 1 / sqrt(1 + sigma^2))"
-        )
-    if not table.is_floating_point() or not bool(((table >= 0) & (table <= 1)).all()):
-        raise ValueError(
-            f"alphas_cumprod of scheduler {name} must be floats in [0, 1], got {table.dtype}"
-            + (" with others, or non-finite ones" if table.is_floating_point() else "")
-            + "; make the scheduler anew from its config"
-        )
-    return table.detach().double().cpu(), max(ROUNDING, torch.finfo(table.dtype).eps)
-
-
-def _spaced(config: Mapping[str, Any], train_steps: int, steps: int) -> list[int]:
-    """Ascending times of DDIMScheduler's grid."""
-    if not isinstance(steps, Integral) or isinstance(steps, bool):
-        raise TypeError(f"num_inference_steps must be an integer from 1 to {train_steps}, got {steps!r}")
-    if not 1 <= steps <= train_steps:
-        raise ValueError(f"num_inference_steps must be from 1 to {train_steps}, got {steps}")
-    grid = DDIMScheduler(
-        num_train_timesteps=train_steps,
-        timestep_spacing=config.get("timestep_spacing", "leading"),
-        steps_offset=config.get("steps_offset", 0),
-    )
-    grid.set_timesteps(int(steps))
-    times = grid.timesteps.tolist()[::-1]
-    if times[-1] >= train_steps:
-        raise ValueError(
-            f"num_inference_steps={steps} with steps_offset={grid.config.steps_offset} visits t={times[-1]}, "
-            f"but the last trained time is {train_steps - 1}; use fewer steps"
-        )
-    return times
-
-
-def _explicit(timesteps: Sequence[int], train_steps: int) -> list[int]:
-    times = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
-    if not isinstance(times, Sequence) or isinstance(times, str):
-        raise TypeError(f"timesteps must be a sequence of integers, got {timesteps!r}")
-    times = list(times)
-    if not times:
-        raise ValueError("timesteps is empty; expected at least one time")
-    for t in times:
-        if not isinstance(t, Integral) or isinstance(t, bool):
-            raise TypeError(f"timesteps must be integers, got {t!r}")
-        if not 0 <= t < train_steps:
-            raise ValueError(f"timesteps must lie in 0..{train_steps - 1}, got {t}")
-    if times not in (sorted(times), sorted(times, reverse=True)):
-        raise ValueError(f"timesteps must be monotonic (diffusers' order is descending), got {times}")
-    return [int(t) for t in sorted(times)]
-
-
-def _moving(source: torch.Tensor, abar: torch.Tensor, rounding: float, chained: bool) -> list[int]:
-    """Indices of the steps that go anywhere; in a chain a repeated level, up to its rounding, repeats its node."""
-    kept, last = [], float(source[0])
-    for i, (a, b) in enumerate(zip(source.tolist(), abar.tolist(), strict=True)):
-        start = last if chained else a
-        if abs(start - b) > 2 * rounding * start:
-            kept.append(i)
-            last = b
-    return kept
 
 
 def _check_levels(schedule: Schedule) -> None:

@@ -13,10 +13,16 @@ from diffusers import (
     DDPMPipeline,
     DiTPipeline,
     DiTTransformer2DModel,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxPipeline,
     IFPipeline,
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
     LDMPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -27,7 +33,18 @@ from diffusers import (
     VQModel,
 )
 from test_unconditional import pixel_pipeline
-from tiny import SD, TOKENIZER, autoencoder, contracting, pixel_unet, seeded, stable_diffusion, stable_diffusion_xl
+from tiny import (
+    SD,
+    TOKENIZER,
+    autoencoder,
+    contracting,
+    flux,
+    pixel_unet,
+    seeded,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+)
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -166,6 +183,26 @@ FAMILIES = {
         (3, 14, 10),
         (1.0, 3.0),
         exports=("compile", "onnxruntime"),
+        texts=True,
+    ),
+    "Stable Diffusion 3, 3.5": Family(
+        {
+            StableDiffusion3Pipeline: stable_diffusion_3,
+            StableDiffusion3Img2ImgPipeline: lambda: stable_diffusion_3(StableDiffusion3Img2ImgPipeline),
+            StableDiffusion3InpaintPipeline: lambda: stable_diffusion_3(StableDiffusion3InpaintPipeline),
+        },
+        (16, 10, 6),
+        (1.0, 3.0),
+        texts=True,
+    ),
+    "FLUX.1 (dev, schnell)": Family(
+        {
+            FluxPipeline: flux,
+            FluxImg2ImgPipeline: lambda: flux(FluxImg2ImgPipeline),
+            FluxInpaintPipeline: lambda: flux(FluxInpaintPipeline, guidance_embeds=False),
+        },
+        (16, 10, 6),
+        (1.0, 3.5),
         texts=True,
     ),
     "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told={"class_labels": [1, 2, 3]}),

@@ -232,7 +232,8 @@ def fingerprint(pipe) -> str:
                 )
                 sha.update(repr(facts).encode())
                 sha.update(value.detach().numpy().tobytes())
-            sha.update(repr([(k, id(m), len(m._forward_hooks)) for k, m in part.named_modules()]).encode())
+            marks = [(k, id(m), len(m._forward_hooks), sorted(vars(m))) for k, m in part.named_modules()]
+            sha.update(repr(marks).encode())
     processors = getattr(getattr(pipe, "unet", None), "attn_processors", {})
     sha.update(repr([(k, id(v)) for k, v in sorted(processors.items())]).encode())
     sha.update(repr(sorted((k, repr(v)) for k, v in vars(pipe.scheduler).items())).encode())

@@ -90,7 +90,7 @@ def test_what_holds_tensors_inside_compares_too():
     for make in (
         lambda: Prompts(embeds=x),
         lambda: Run({"latents": x}, 1, x, None, 0.0),
-        lambda: Step(0, 0, x, x),
+        lambda: Step(0, 0, x, x, x),
         lambda: Linear(REFERENCE, x, range(1)),
         lambda: Problem(Schedule([0, 1], [0.9, 0.5]), embeds=(x,)),
     ):

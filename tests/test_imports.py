@@ -11,7 +11,9 @@ ROOT = Path(invfast.__file__).parent
 
 # Part of the package -> parts it may import. "" is the package itself, that is, its public names.
 ALLOWED = {
-    "schedule": {"ambient"},
+    "schedule": {"ambient", "betas", "flows"},
+    "betas": set(),
+    "flows": {"ambient"},
     "images": set(),
     "metrics": set(),
     "arguments": set(),
@@ -47,7 +49,7 @@ ALLOWED = {
     },
     "runtimes": {"digests", "locks", "store", "warned"},
     "denoiser": {"runtimes", "ambient", "counts", "digests", "fingerprint", "store", "warned", "words"},
-    "adapters": {"arguments", "denoiser", "images", "runtimes", "locks", "store"},
+    "adapters": {"arguments", "denoiser", "flows", "images", "runtimes", "locks", "store"},
     "api": {
         "ambient",
         "run",
@@ -63,9 +65,9 @@ ALLOWED = {
         "following",
         "warned",
     },
-    "grids": {"schedule", "warned"},
+    "grids": {"adapters", "flows", "schedule", "warned"},
     "following": {"adapters", "inversion", "warned"},
-    "preparation": {"adapters", "ambient", "runtimes"},
+    "preparation": {"adapters", "ambient", "flows", "runtimes"},
     "": {"api", "inversion", "preparation", "schedule", "store"},
     "compare": {"api", "adapters", "images", "methods", "metrics"},
     "demo": {"", "schedule", "images", "compare", "methods"},

@@ -30,6 +30,7 @@ def step_by_step(pipe, j, on_step):
 def test_the_first_to_end_takes_nothing_from_the_others():
     pipe = stable_diffusion()
     del pipe._progress_bar_config  # as diffusers makes it
+    pipe._all_hooks = [None]  # as if it were offloaded
     before, freed = set(vars(pipe)), []
     pipe.maybe_free_model_hooks = lambda: freed.append(1)
     both, ended = threading.Barrier(2), threading.Event()

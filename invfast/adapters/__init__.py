@@ -8,8 +8,10 @@ from invfast.adapters import door
 from invfast.adapters.base import Adapter, Prompts
 from invfast.adapters.deepfloyd import DeepFloyd
 from invfast.adapters.dit import DiT
+from invfast.adapters.flux import Flux
 from invfast.adapters.latent_diffusion import LatentDiffusion
 from invfast.adapters.stable_diffusion import StableDiffusion
+from invfast.adapters.stable_diffusion_3 import StableDiffusion3
 from invfast.adapters.stable_diffusion_xl import StableDiffusionXL
 from invfast.adapters.unconditional import Unconditional
 
@@ -20,6 +22,8 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     LatentDiffusion,
     DeepFloyd,
     DiT,
+    StableDiffusion3,
+    Flux,
 )
 
 

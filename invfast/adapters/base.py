@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from invfast import flows
 from invfast.adapters import door
 from invfast.adapters.session import exclusive, session
 from invfast.denoiser import Condition, Denoiser, Form, Reading
@@ -102,6 +103,12 @@ class Adapter(ABC):
     def guidance(self, scale: float) -> float:
         """The scale as far as it runs a second branch, else 1."""
 
+    def shifted(self, steps: int, shape: torch.Size) -> dict[str, Any]:
+        """How its pipeline sets a scheduler of rectified flow for latents (B, C, h, w): "mu", and "sigmas" where it
+        gives them.
+        """
+        return {}
+
     def check(self, batch: int, more: Mapping[str, Any]) -> dict[str, Any]:
         """What a caller says of the images beside prompt and embeddings, as far as it is said.
 
@@ -172,6 +179,9 @@ class Adapter(ABC):
 
     def _calibration(self, example: Mapping[str, torch.Tensor]) -> Calibration:
         """What int8 is calibrated on, for inputs like these."""
+
+        if flows.is_flow(self.pipe.scheduler):
+            raise ValueError("int8 is calibrated along a grid of betas, and rectified flow has none; take bfloat16")
 
         def network() -> torch.nn.Module:
             clone = private(self.denoiser.network.module, torch.float32, torch.preserve_format)

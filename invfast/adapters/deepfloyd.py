@@ -11,7 +11,7 @@ import torch
 from invfast.adapters import door, texts, unets
 from invfast.adapters.base import Prompts
 from invfast.adapters.unconditional import Unconditional
-from invfast.denoiser import EMBEDS, Condition, Form
+from invfast.denoiser import Condition, Form
 
 
 class DeepFloyd(Unconditional):
@@ -27,7 +27,7 @@ class DeepFloyd(Unconditional):
 
     def form(self) -> Form:
         why = "OpenVINO 2026.4 crashes where it compiles attention with added keys, as this network has; take 'eager'"
-        return replace(super().form(), refused=dict.fromkeys(("openvino", "openvino_gpu"), why))
+        return replace(super().form(), repeats=False, refused=dict.fromkeys(("openvino", "openvino_gpu"), why))
 
     def encoders(self) -> dict[str, Any]:
         return {name: getattr(self.pipe, name, None) for name in ("text_encoder", "tokenizer")}
@@ -40,10 +40,4 @@ class DeepFloyd(Unconditional):
         def encode(text: str) -> tuple[torch.Tensor]:
             return self.pipe.encode_prompt(text, False, 1, self.device, clean_caption=True)[:1]
 
-        positive, negative = texts.conditions(self, len(latents), prompts, guidance_scale, encode)
-        if negative is not None and positive[EMBEDS].shape != negative[EMBEDS].shape:  # its attention can tell repeats
-            raise ValueError(
-                f"prompt_embeds and negative_prompt_embeds must have as many tokens for this network, got "
-                f"{positive[EMBEDS].shape[1]} and {negative[EMBEDS].shape[1]}"
-            )
-        return positive, negative
+        return texts.conditions(self, len(latents), prompts, guidance_scale, encode)

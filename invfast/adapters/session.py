@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
+from invfast.denoiser.clone import is_hooked
 from invfast.locks import lock_of
 
 NAMES = ("_interrupt", "_progress_bar_config")
-MOVING = ("_hf_hook", "_diffusers_hook")
-"""Marks of hooks that move or cast weights around each use: two uses at once would take them from each other."""
 _MISSING = object()
 
 
@@ -57,7 +56,13 @@ def session(pipe: Any, still: Collection[torch.nn.Module] = ()) -> Iterator[Call
             yield call
         finally:
             if _leave(call):
-                pipe.maybe_free_model_hooks()
+                _offload(pipe)
+
+
+def _offload(pipe: Any) -> None:
+    """As a pipeline's own call ends; where nothing is offloaded that call would leave marks on its networks."""
+    if getattr(pipe, "_all_hooks", None):
+        pipe.maybe_free_model_hooks()
 
 
 def _enter(pipe: Any) -> Call:
@@ -94,16 +99,13 @@ def _lower(pipe: Any, calls: list[Call]) -> None:
     pipe._interrupt = False
 
 
-def _is_hooked(part: torch.nn.Module) -> bool:
-    return any(mark in vars(each) for each in part.modules() for mark in MOVING)
-
-
 @contextmanager
 def exclusive(pipe: Any, still: Collection[torch.nn.Module] = ()) -> Iterator[None]:
     """Holds the locks of those parts of a pipeline that hooks move or cast, always in one order."""
     parts = {id(part): part for part in pipe.components.values() if isinstance(part, torch.nn.Module)}
     known = set(map(id, still))
-    hooked = [part for key, part in parts.items() if key not in known and _is_hooked(part)]
+    # Two uses at once would take weights from each other.
+    hooked = [part for key, part in parts.items() if key not in known and any(map(is_hooked, part.modules()))]
     with ExitStack() as stack:
         for part in sorted(hooked, key=id):
             stack.enter_context(lock_of(part))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ from invfast.adapters.autoencoder import Autoencoder
 from invfast.adapters.base import Adapter, Prompts
 from invfast.arguments import each
 from invfast.denoiser import EMBEDS, Condition, Form
-from invfast.locks import lock_of
 
 TEXTS = ("prompt_2", "negative_prompt_2")
 SIZES = ("original_size", "crops_coords_top_left", "target_size")
@@ -103,28 +101,11 @@ class StableDiffusionXL(Adapter):
         self, batch: int, said: list[str] | None, embeds: torch.Tensor | None, more: Mapping[str, Any], prefix: str
     ) -> dict[str, torch.Tensor]:
         """What one branch is shown of a text: embeddings (B, tokens, width) and pooled ones (B, width)."""
-        name, pooled, second = (f"{prefix}{each}" for each in ("prompt_embeds", "pooled_prompt_embeds", "prompt_2"))
         widths = unets.text_width(self.pipe.unet) or "width", self._pooled_width()
-        if embeds is not None:
-            if said is None and second in more:  # else a text that the way back replaces
-                raise ValueError(f"{second} is a text and {name} stands in place of texts; pass one of them")
-            if pooled not in more:
-                raise ValueError(f"{name} needs {pooled} beside it, (1 or {batch}, {widths[1]})")
-            rows = texts.given(embeds, batch, name, ("tokens", widths[0]), self.device)
-            return {EMBEDS: rows, "text_embeds": texts.given(more[pooled], batch, pooled, widths[1:], self.device)}
-        if pooled in more:
-            raise ValueError(f"{pooled} goes with {name}; pass both, or neither")
-        said = [""] * batch if said is None else said
-        texts.check_encoders(self.encoders(), f"{prefix}prompt", said, f"{name} and {pooled}")
-        pairs = [(a, b or a) for a, b in zip(said, more.get(second, said), strict=True)]  # as diffusers reads ""
-        with ExitStack() as stack:  # a call of a tokenizer sets how it pads and truncates
-            locks = {id(lock): lock for lock in map(lock_of, (self.pipe.tokenizer, self.pipe.tokenizer_2))}
-            for _, lock in sorted(locks.items()):
-                stack.enter_context(lock)
-            rows, of_second = texts.encoded(pairs, self._encode)
+        rows, of_second = texts.pooled(self, batch, said, embeds, more, self._encode, widths, prefix)
         return {EMBEDS: rows, "text_embeds": of_second}
 
-    def _encode(self, pair: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(self, pair: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         said, second = pair
         found = self.pipe.encode_prompt(said, second, self.device, 1, False)
         return found[0], found[2]

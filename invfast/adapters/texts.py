@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -54,8 +55,66 @@ def _embedded(
         return given(embeds, batch, name, ("tokens", width), model.device)
     instead = f"{name}, (1 or {batch}, tokens, {width})"
     check_encoders(model.encoders(), name.removesuffix("_embeds"), said, instead)
-    with lock_of(model.pipe.tokenizer):  # a call of it sets how it pads and truncates
+    with alone(model):
         return encoded(said, encode)[0]
+
+
+def pooled(
+    model: Adapter,
+    batch: int,
+    said: list[str] | None,
+    embeds: torch.Tensor | None,
+    more: Mapping[str, Any],
+    encode: Callable[[tuple[str, ...]], tuple[torch.Tensor, torch.Tensor]],
+    widths: tuple[int | str, int | str],
+    prefix: str = "",
+    others: tuple[str, ...] = ("prompt_2",),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What one branch is told by several text encoders: embeddings (B, tokens, width) and pooled ones (B, width).
+
+    Args:
+        model: whose encoders.
+        batch: B.
+        said: texts for all encoders, one an image.
+        embeds: the caller's in their place.
+        more: what else the caller said: pooled embeddings, texts for one encoder alone.
+        encode: (text for each encoder, in order) -> embeddings and pooled ones, (1, ...).
+        widths: of both.
+        prefix: "negative_" of the other branch.
+        others: names of the texts for the later encoders, without the prefix.
+
+    Raises:
+        ValueError: one is missing without the other, texts beside embeddings, or texts that nothing here can encode.
+    """
+    name, both = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
+    others = tuple(f"{prefix}{each}" for each in others)
+    if embeds is not None:
+        extra = [each for each in others if each in more]
+        if said is None and extra:  # else a text that the way back replaces
+            raise ValueError(f"{extra[0]} is a text and {name} stands in place of texts; pass one of them")
+        if both not in more:
+            raise ValueError(f"{name} needs {both} beside it, (1 or {batch}, {widths[1]})")
+        rows = given(embeds, batch, name, ("tokens", widths[0]), model.device)
+        return rows, given(more[both], batch, both, widths[1:], model.device)
+    if both in more:
+        raise ValueError(f"{both} goes with {name}; pass both, or neither")
+    said = [""] * batch if said is None else said
+    check_encoders(model.encoders(), f"{prefix}prompt", said, f"{name} and {both}")
+    every = (said, *(more.get(each, said) for each in others))
+    asked = [(first, *(text or first for text in rest)) for first, *rest in zip(*every, strict=True)]  # diffusers' ""
+    with alone(model):
+        return encoded(asked, encode)
+
+
+@contextmanager
+def alone(model: Adapter) -> Iterator[None]:
+    """Holds the locks of a pipeline's tokenizers, in one order: a call of one sets how it pads and truncates."""
+    tokenizers = [each for name, each in model.encoders().items() if "tokenizer" in name and each is not None]
+    locks = {id(lock): lock for lock in map(lock_of, tokenizers)}
+    with ExitStack() as stack:
+        for _, lock in sorted(locks.items()):
+            stack.enter_context(lock)
+        yield
 
 
 def check_encoders(encoders: Mapping[str, Any], name: str, texts: list[Any], instead: str) -> None:

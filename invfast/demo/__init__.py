@@ -11,13 +11,18 @@ from typing import NamedTuple
 
 import diffusers
 import torch
-from diffusers import DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDPMPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from transformers import CLIPTextModel
 
 from invfast.demo.reparametrised import ReparametrisedUNet
 from invfast.images import load
-from invfast.schedule import PREDICTION_TYPES
+from invfast.schedule import FLOW, PREDICTION_TYPES
 
 ROOT = Path(__file__).parent
 DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
@@ -58,8 +63,9 @@ def load_pipeline(
     """The bundled pipeline: 64 px images, latents (4, 16, 16), DDIM scheduler, prompts of at most 10 words.
 
     Args:
-        prediction_type: "epsilon", as trained; "v_prediction" or "sample" give the same network behind an exact
-            re-parametrisation of its output, with the scheduler's config to match.
+        prediction_type: "epsilon", as trained; "v_prediction", "sample" or "flow" give the same network behind an
+            exact re-parametrisation of its output, with the scheduler's config to match. A flow's noise ends at sigma
+            = .936, where the betas end.
         dtype: of all weights.
         early: UNet and text encoder as they were after 420 of their 6,000 steps: an imprecise model on purpose.
 
@@ -81,7 +87,11 @@ def load_pipeline(
         if prediction_type != "epsilon":
             pipe.register_to_config(unet=("invfast", "ReparametrisedUNet"))
             pipe.unet = ReparametrisedUNet.wrap(pipe.unet, pipe.scheduler.alphas_cumprod, prediction_type)
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
+            if prediction_type == FLOW:
+                pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+            else:
+                kind = type(pipe.scheduler)
+                pipe.scheduler = kind.from_config(pipe.scheduler.config, prediction_type=prediction_type)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

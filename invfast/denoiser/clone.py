@@ -12,6 +12,12 @@ from invfast.fingerprint import unreadable
 COMPUTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def is_hooked(part: torch.nn.Module) -> bool:
+    """Whether accelerate or diffusers act around a module; an empty registry is what any call of a pipeline leaves."""
+    registry = vars(part).get("_diffusers_hook")
+    return "_hf_hook" in vars(part) or (registry is not None and bool(registry.hooks))
+
+
 def is_managed(module: torch.nn.Module) -> bool:
     """Whether something else moves, casts, patches or compiles the module or a part of it: then it is used as it is.
 
@@ -20,9 +26,9 @@ def is_managed(module: torch.nn.Module) -> bool:
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return True
-    marks = ("_hf_hook", "_diffusers_hook", "forward")
     return any(
-        any(mark in vars(part) for mark in marks)
+        is_hooked(part)
+        or "forward" in vars(part)
         or part._compiled_call_impl is not None
         or part._forward_hooks
         or part._forward_pre_hooks

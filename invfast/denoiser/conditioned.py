@@ -95,19 +95,24 @@ class Conditioned(Predictor):
         return output.detach(), pullback
 
 
-def alike(positive: Static, negative: Static | None) -> tuple[Static, Static | None]:
+def alike(positive: Static, negative: Static | None, repeats: bool = True) -> tuple[Static, Static | None]:
     """Both branches with as many tokens, for they run as one batch: the shorter is repeated to the longer.
 
     That is exact: attention over keys and values that all occur k times is attention over them once. Padding is not,
-    as the network is given no mask.
+    as the network is given no mask. Nor is it where `repeats` is False, and the text stands beside something else.
 
     Raises:
-        ValueError: one length is no multiple of the other.
+        ValueError: one length is no multiple of the other, or they differ where nothing may be repeated.
     """
     if negative is None or EMBEDS not in positive:
         return positive, negative
     lengths = [branch[EMBEDS].shape[1] for branch in (positive, negative)]
     most = max(lengths)
+    if most > min(lengths) and not repeats:
+        raise ValueError(
+            f"prompt_embeds and negative_prompt_embeds must have as many tokens for this network, got {lengths[0]} and "
+            f"{lengths[1]}"
+        )
     if most % min(lengths):
         raise ValueError(
             f"the prompt has {lengths[0]} tokens and the negative prompt {lengths[1]}: guidance runs both in one "

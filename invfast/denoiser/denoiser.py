@@ -101,9 +101,14 @@ class Denoiser:
             return f"runtime {self.runtime.name!r} runs outside torch's stream"
         return self.opaque
 
-    def predictor(self, x: torch.Tensor, times: torch.Tensor, condition: Condition) -> Conditioned:
-        """The network on this runtime for latents like x and a grid's times (n,), bound to its condition."""
-        positive, negative = alike(*condition)
+    def predictor(
+        self, x: torch.Tensor, times: torch.Tensor, condition: Condition, steps: int | None = None
+    ) -> Conditioned:
+        """The network on this runtime for latents like x and a grid's times (n,), bound to its condition.
+
+        It will be asked some `steps` times, by default once for every time but the first.
+        """
+        positive, negative = alike(*condition, self.form.repeats)
         branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
         static = {n: x if negative is None else torch.cat([x, negative[n]]) for n, x in positive.items()}
         static = {n: x.to(dtype) if x.is_floating_point() else x for n, x in static.items()}
@@ -117,7 +122,8 @@ class Denoiser:
         example = {"x": torch.cat([x] * branches).to(dtype), "t": table(t) if table else t, **static}
         spec = self._spec(example)
         if self._faster is not None:
-            why = runtimes.worth_making(self._faster, example, spec, samples=(len(times) - 1) * len(example["x"]))
+            asked = (steps or len(times) - 1) * len(example["x"])
+            why = runtimes.worth_making(self._faster, example, spec, samples=asked)
             if why:
                 self.runtime, self.reason = self._faster, why
         if self.dtype == torch.int8:

@@ -23,6 +23,7 @@ class Form:
         flat: makes of a private network one that is called (x, t, **static inputs), each a plain tensor, and returns
             a tuple, its output first; what is nested is put together inside, where runtimes and exports do not see it.
         in_float: what int8 leaves in floating point, patterns of the names of its parts.
+        repeats: whether a text whose tokens all occur twice says the same to it, as where nothing else is attended to.
         refused: runtimes that cannot run it, and why, as sentences.
     """
 
@@ -30,6 +31,7 @@ class Form:
     factor: int = 1
     flat: Callable[[torch.nn.Module], torch.nn.Module] = _as_it_is
     in_float: tuple[str, ...] = ()
+    repeats: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)
 
 

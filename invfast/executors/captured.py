@@ -53,7 +53,7 @@ class Captured(Counted):
                 {n: x.clone(memory_format=torch.contiguous_format) for n, x in predict.static.items()}
             )
             times = self.predict.nodes(schedule.t.to(device))
-            self.earlier, self.later = times[:-1], times[1:]
+            self.times = times[:-1], times[1:], self.predict.nodes(schedule.middle_t.to(device))
             self.number = torch.zeros(1, dtype=torch.int64, device=device)
         self.at: int | None = None
         """The number on the device, as far as is known here."""
@@ -68,7 +68,7 @@ class Captured(Counted):
     @property
     def size(self) -> int:
         """Bytes of its buffers and of what the graphs compute in."""
-        held = [*self.buffers.values(), *self.predict.static.values(), self.earlier, self.later]
+        held = [*self.buffers.values(), *self.predict.static.values(), *self.times]
         return sum(x.nbytes for x in held) + (0 if self.sums is None else self.sums.nbytes) + self.recorder.size
 
     def begin(self, stepper: Stepper, predict: Predict) -> Captured:
@@ -89,7 +89,7 @@ class Captured(Counted):
         if self.at != step.i:
             self.number.fill_(step.i)
         self.at, recorded = step.i + phase.step, len(self.graphs)
-        at = _OnDevice(step.i, self.number, self.earlier, self.later)
+        at = _OnDevice(step.i, self.number, *self.times)
         names = (self._in_pieces if self._steps.iterations else self._at_once)(phase, at, tuple(state))
         if len(self.graphs) > recorded and int(self.number) != self.at:
             raise RuntimeError(
@@ -129,7 +129,7 @@ class Captured(Counted):
         self.measured[phase] = sums is not None
         if sums is not None:
             if self.sums is None:
-                self.sums = sums.new_zeros((len(self.later), *sums.shape))
+                self.sums = sums.new_zeros((len(self.times[1]), *sums.shape))
             self.sums.index_copy_(0, self.number, sums.unsqueeze(0))
         self.number.add_(phase.step)
         return state
@@ -196,8 +196,10 @@ class _Recorded:
 class _OnDevice(Step):
     """A step whose times are looked up by its number where they are asked for, so that the look-up is recorded."""
 
-    def __init__(self, i: int, number: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor) -> None:
-        vars(self).update(i=i, index=number.reshape(()), number=number, earlier=earlier, later=later)
+    def __init__(
+        self, i: int, number: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, middle: torch.Tensor
+    ) -> None:
+        vars(self).update(i=i, index=number.reshape(()), number=number, earlier=earlier, later=later, middle=middle)
 
     @property
     def source_t(self) -> torch.Tensor:
@@ -206,6 +208,10 @@ class _OnDevice(Step):
     @property
     def t(self) -> torch.Tensor:
         return self._at(self.later)
+
+    @property
+    def middle_t(self) -> torch.Tensor:
+        return self._at(self.middle)
 
     def _at(self, table: torch.Tensor) -> torch.Tensor:
         found = table.index_select(0, self.number)

@@ -14,6 +14,7 @@ from invfast.methods.ddim import DDIM
 from invfast.methods.direct import Direct
 from invfast.methods.easyinv import EasyInv
 from invfast.methods.fixed_point import FixedPoint
+from invfast.methods.flow import Euler, FireFlow, RFInversion, RFSolver
 from invfast.methods.forward_start import ForwardStart
 from invfast.methods.gnri import GNRI
 from invfast.methods.noise_maps import NoiseMaps
@@ -41,6 +42,10 @@ METHODS: dict[str, Method] = {
     "prompt_tuning": PromptTuning(),
     "negative_prompt": NegativePrompt(),
     "direct": Direct(),
+    "euler": Euler(),
+    "rf_solver": RFSolver(),
+    "fireflow": FireFlow(),
+    "rf_inversion": RFInversion(),
 }
 """What the names mean. AIDI_E is "averaged", AIDI_A "anderson", Uni-Inv "warm_start"."""
 
@@ -63,6 +68,10 @@ CLASSES = {
         PromptTuning,
         NegativePrompt,
         Direct,
+        Euler,
+        RFSolver,
+        FireFlow,
+        RFInversion,
     )
 }
 
@@ -125,6 +134,8 @@ __all__ = [
     "Auto",
     "Direct",
     "EasyInv",
+    "Euler",
+    "FireFlow",
     "FixedPoint",
     "ForwardStart",
     "Method",
@@ -133,6 +144,8 @@ __all__ = [
     "NullText",
     "Problem",
     "PromptTuning",
+    "RFInversion",
+    "RFSolver",
     "ReNoise",
     "from_dict",
     "resolve",

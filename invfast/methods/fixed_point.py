@@ -13,7 +13,7 @@ import torch
 
 from invfast import rows
 from invfast.methods.base import Method, Predict, Problem, State, Stepper, per_sample
-from invfast.schedule import Step
+from invfast.schedule import FLOW, Step
 
 MIXINGS = ("plain", "averaged", "anderson")
 EXTRAPOLATIONS = {None: 0, "constant": 1, "linear": 2, "quadratic": 3}
@@ -69,6 +69,7 @@ class FixedPoint(Method):
 class Implicit(Stepper):
     """The stepper of FixedPoint: begin, iterate, finish. Images that are done are masked: a batch equals its images.
 
+    What warm starts extrapolate are the noises of past steps, of a flow its velocities, by the same names "noise_1" ...
     What the pieces hand on is tensors by name, so that each piece can be captured; only `step` reads from the device,
     and only where a tolerance asks for it. `tolerance` is what each step is promised to be solved to, if anything.
     """
@@ -87,8 +88,8 @@ class Implicit(Stepper):
         self.order = EXTRAPOLATIONS[method.warm_start]
         if self.order:
             self.forecast = problem.place(rows.forecast(schedule, self.order, start))
-            self.noise = problem.place_guided(rows.noise(schedule))
-            self.network_predicts_noise = schedule.prediction_type == "epsilon" and problem.guidance_scale <= 1
+            self.slope = problem.place_guided(rows.slope(schedule))
+            self.is_output = schedule.prediction_type in ("epsilon", FLOW) and problem.guidance_scale <= 1
 
     @property
     def phases(self) -> tuple[range, ...]:
@@ -176,15 +177,15 @@ class Implicit(Stepper):
         """What the noise of this step is found from, where the next begins with it."""
         if not self.order:
             return {}
-        if self.network_predicts_noise:
+        if self.is_output:
             return {"output_0": output[0].to(y.dtype)}
         return {"asked": y, **{f"output_{j}": o for j, o in enumerate(output)}}
 
     def _predicted_noise(self, step: Step, work: State) -> torch.Tensor:
         outputs = [work[name] for name in ("output_0", "output_1") if name in work]
-        if self.network_predicts_noise:
+        if self.is_output:
             return outputs[0]
-        return self.kernels.lincomb((work["asked"], *outputs), self.noise, step.index)[0]
+        return self.kernels.lincomb((work["asked"], *outputs), self.slope, step.index)[0]
 
 
 def rounding(dtype: torch.dtype, latents: torch.Tensor) -> float:

@@ -1,0 +1,221 @@
+"""Methods made for rectified flow, dx/dsigma = v(x, sigma): i counts from data to noise, h is the length of a step.
+
+    Euler         x' = x + h v(x, sigma_i): explicit, asked at the source's time
+    RFSolver      m = x + h/2 v(x, sigma_i), x' = x + h v(m, sigma_i + h/2)          (Wang et al., arXiv 2411.04746)
+    FireFlow      m = x + h/2 v_before, x' = x + h v(m, sigma_i + h/2)               (Deng et al., arXiv 2412.07517)
+    RFInversion   up v + gamma ((y - x) / (1 - sigma) - v), y noise;
+                  down v + eta ((x - x_0) / sigma - v)                               (Rout et al., arXiv 2410.10792)
+
+RF-Solver's second-order Taylor step with its finite difference of half a step is the midpoint rule. Each samples by the
+rule it inverts by, which undoes it up to the rule's own error. What is solved or kept exactly, FixedPoint, Auto, EDICT,
+BDIA and O-BELM, serves flows as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+
+from invfast import rows
+from invfast.methods.base import Method, Predict, Problem, State, Stepper
+from invfast.schedule import FLOW, Step
+
+
+class FlowMethod(Method):
+    """Is for rectified flow alone."""
+
+    def check(self, problem: Problem) -> None:
+        """Raises ValueError where the network predicts something else."""
+        kind = problem.schedule.prediction_type
+        if kind != FLOW:
+            raise ValueError(
+                f"{type(self).__name__} is for rectified flow, and this network predicts {kind!r}; take 'auto'"
+            )
+
+
+@dataclass(frozen=True)
+class Euler(FlowMethod):
+    """Inversion as most code has it, for parity: the network is asked at the source's time. N evaluations, inexact.
+
+    "ddim" asks at the target's time, and is what iterating begins with.
+
+    Raises:
+        ValueError: (when run) the network is none of rectified flow.
+    """
+
+    def inverter(self, problem: Problem, start: int = 0) -> Explicit:
+        self.check(problem)
+        return Explicit(problem, start)
+
+
+@dataclass(frozen=True)
+class RFSolver(FlowMethod):
+    """The midpoint rule, 2 N evaluations in either direction.
+
+    Raises:
+        ValueError: (when run) the network is none of rectified flow.
+    """
+
+    def inverter(self, problem: Problem, start: int = 0) -> Midpoint:
+        self.check(problem)
+        return Midpoint(problem, range(start, problem.schedule.num_steps))
+
+    def sampler(self, problem: Problem, start: int) -> Midpoint:
+        return Midpoint(problem, range(start - 1, -1, -1))
+
+
+@dataclass(frozen=True)
+class FireFlow(FlowMethod):
+    """The midpoint rule with the velocity of the step before, N + 1 evaluations in either direction.
+
+    Raises:
+        ValueError: (when run) the network is none of rectified flow.
+    """
+
+    def inverter(self, problem: Problem, start: int = 0) -> Reused:
+        self.check(problem)
+        return Reused(problem, range(start, problem.schedule.num_steps))
+
+    def sampler(self, problem: Problem, start: int) -> Reused:
+        return Reused(problem, range(start - 1, -1, -1))
+
+
+@dataclass(frozen=True)
+class RFInversion(FlowMethod):
+    """A controlled flow, for editing: pulled to drawn noise on the way up, to the image in the first steps down.
+
+    N evaluations in either direction. It does not rebuild; how near the image a reconstruction stays says how hard it
+    was pulled.
+
+    Args:
+        gamma: strength of the pull to noise, in [0, 1]; 0 is `Euler`.
+        eta: strength of the pull to the image, in [0, 1]; 1 takes the way straight to it.
+        share: of the steps down, from the noise end, in which it is pulled, in [0, 1]; published are 7 of 28.
+        seed: image j of a batch draws its noise from a generator of seed + j, unless `invert` is given generators.
+
+    Raises:
+        ValueError: a value outside its range, or (when run) the network is none of rectified flow.
+    """
+
+    gamma: float = 0.5
+    eta: float = 0.9
+    share: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "eta", "share"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(f"RFInversion {name} must lie in [0, 1], got {value!r}")
+
+    def inverter(self, problem: Problem, start: int = 0) -> Pulled:
+        self.check(problem)
+        steps = range(start, problem.schedule.num_steps)
+        table = rows.pulled_up(problem.schedule, self.gamma)
+        return Pulled(problem, table, steps, "noise", lambda x: problem.draw(x.shape, self.seed))
+
+    def sampler(self, problem: Problem, start: int) -> Pulled:
+        total = problem.schedule.num_steps
+        table = rows.pulled_down(problem.schedule, self.eta, round(self.share * total))
+        return Pulled(problem, table, range(start - 1, -1, -1), "origin")
+
+
+class Explicit(Stepper):
+    """x + h v(x), v at the source's time."""
+
+    reusable = True
+
+    def __init__(self, problem: Problem, start: int) -> None:
+        self.kernels, self.steps = problem.kernels, range(start, problem.schedule.num_steps)
+        self.table = problem.place_guided(rows.along(problem.schedule))
+
+    def init(self, state: State) -> State:
+        return {"latents": state["latents"]}
+
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
+        x = state["latents"]
+        return {"latents": self.kernels.lincomb((x, *predict(x, step.source_t)), self.table, step.index)[0]}, None
+
+
+class _Halfway(Stepper):
+    """Steps in either direction with a velocity from the middle."""
+
+    reusable = True
+
+    def __init__(self, problem: Problem, steps: range) -> None:
+        self.kernels, self.steps = problem.kernels, steps
+        sign = 1 if steps.step > 0 else -1
+        self.half, self.whole = rows.along(problem.schedule, sign / 2), rows.along(problem.schedule, sign)
+
+    def begun(self, step: Step) -> torch.Tensor:
+        """The time of the node that a step begins at."""
+        return step.source_t if self.steps.step > 0 else step.t
+
+
+class Midpoint(_Halfway):
+    """Half a step with the velocity at its beginning, then the whole with that in the middle."""
+
+    def __init__(self, problem: Problem, steps: range) -> None:
+        super().__init__(problem, steps)
+        self.half, self.whole = problem.place_guided(self.half), problem.place_guided(self.whole)
+
+    def init(self, state: State) -> State:
+        return {"latents": state["latents"]}
+
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
+        x = state["latents"]
+        (middle,) = self.kernels.lincomb((x, *predict(x, self.begun(step))), self.half, step.index)
+        output = predict(middle, step.middle_t)
+        return {"latents": self.kernels.lincomb((x, *output), self.whole, step.index)[0]}, None
+
+
+class Reused(_Halfway):
+    """Half a step with the velocity of the step before, which is asked for once more in the first."""
+
+    def __init__(self, problem: Problem, steps: range) -> None:
+        super().__init__(problem, steps)
+        slope = rows.slope(problem.schedule)
+        self.half, self.slope = problem.place(self.half), problem.place_guided(slope)
+        self.whole = problem.place_guided(torch.cat([self.whole, slope], 1))
+
+    @property
+    def phases(self) -> tuple[range, ...]:
+        return self.steps[:1], self.steps[1:]
+
+    def init(self, state: State) -> State:
+        return {"latents": state["latents"], "velocity": state["latents"]}
+
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
+        x, velocity = state["latents"], state["velocity"]
+        if step.i == self.steps[0]:
+            (velocity,) = self.kernels.lincomb((x, *predict(x, self.begun(step))), self.slope, step.index)
+        (middle,) = self.kernels.lincomb((x, velocity), self.half, step.index)
+        output = predict(middle, step.middle_t)
+        latents, velocity = self.kernels.lincomb((x, *output), self.whole, step.index)
+        return {"latents": latents, "velocity": velocity}, None
+
+
+class Pulled(Stepper):
+    """A row of (x, where it is pulled to, o(x)): "noise" upwards, and "origin", the image, downwards."""
+
+    keep = ("noise", "origin")
+
+    def __init__(self, problem: Problem, table: torch.Tensor, steps: range, to: str, draw: object = None) -> None:
+        self.kernels, self.table, self.steps, self.to, self.draw = problem.kernels, table, steps, to, draw
+        self.table = problem.place_guided(table)
+
+    def init(self, state: State) -> State:
+        x = state["latents"]
+        if self.to == "noise":
+            return {"latents": x, "origin": x, "noise": self.draw(x)}
+        if "origin" not in state:
+            raise ValueError("RFInversion samples towards the image of an inversion, expected state 'origin', got none")
+        return {name: state[name] for name in ("latents", "origin", "noise") if name in state}
+
+    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
+        x = state["latents"]
+        t = step.source_t if self.steps.step > 0 else step.t
+        inputs = (x, state[self.to], *predict(x, t))
+        return {**state, "latents": self.kernels.lincomb(inputs, self.table, step.index)[0]}, None
