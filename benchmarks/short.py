@@ -7,6 +7,7 @@ tolerance that the method promised.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,19 +33,21 @@ def methods(steps: int) -> dict[str, Method | str]:
     return {**found, "renoise, K = 9": ReNoise(iterations=9)} if steps == 4 else found
 
 
-def measured(pipe: Any, images: list, prompts: list[str], steps: int) -> list[dict[str, Any]]:
-    """A row a method."""
+def measured(
+    pipe: Any, images: Any, prompts: list[str], case: str, methods: Mapping[str, Method | str], **grid: Any
+) -> list[dict[str, Any]]:
+    """A row a method, on a grid of `invert`."""
     found = []
-    for name, method in methods(steps).items():
-        there = invert(pipe, images, prompts, method=method, num_inference_steps=steps, runtime="eager")
+    for name, method in methods.items():
+        there = invert(pipe, images, prompts, method=method, runtime="eager", **grid)
         back = reconstruct(pipe, there, output_type="latent", runtime="eager")
         psnr = metrics.latent_psnr(back.latents, there.init_latents).double()
         solved, residual = there.stats.reached, there.stats.residual
         found.append(
             {
-                "case": f"{steps} steps, trailing, {len(images)} images",
+                "case": case,
                 "method": name,
-                "evaluations": sum(there.stats.evaluations) / len(images) / steps,
+                "evaluations": sum(there.stats.evaluations) / len(images) / there.schedule.num_steps,
                 "latent_psnr": float(psnr.median()),
                 "latent_psnr_min": float(psnr.min()),
                 "residual": None if residual is None else float(residual.amax(0).median()),
@@ -66,7 +69,7 @@ def table(found: list[dict[str, Any]]) -> str:
         solved = "" if row["solved"] is None else row["solved"]
         residual = "" if row["residual"] is None else f"{row['residual']:.0e}"
         psnr = f"{row['latent_psnr']:.1f} | {row['latent_psnr_min']:.1f}"
-        asked = f"{row['case'].split()[0]} | {row['method']} | {row['evaluations']:.1f}"
+        asked = f"{row['case'].split()[0]} | {row['method']} | {row['evaluations']:.2f}"
         lines.append(f"| {asked} | {psnr} | {residual} | {solved} |")
     return "\n".join(lines)
 
@@ -78,7 +81,10 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     images, prompts = (list(each) for each in zip(*demo.load_images().values(), strict=True))
-    found = [row for steps in GRIDS for row in measured(pipe, images, prompts, steps)]
+    found = []
+    for steps in GRIDS:
+        case = f"{steps} steps, trailing, {len(images)} images"
+        found += measured(pipe, images, prompts, case, methods(steps), num_inference_steps=steps)
     rows.write(FILE, found)
     print(f"\n{table(found)}\n\n{found[0]['machine']}")
 

@@ -9,7 +9,7 @@ from families import FAMILIES
 from tiny import flux, stable_diffusion_3
 from toy import distance
 
-from invfast import Inversion, grids, invert, metrics, reconstruct
+from invfast import Inversion, adapters, grids, invert, metrics, reconstruct
 from invfast.methods import FixedPoint
 
 PROMPTS = ["a peach", "a cat"]
@@ -203,3 +203,15 @@ def test_what_is_no_part_of_the_family():
         invert(pipe, torch.zeros(1, 16, 4, 4))
     with pytest.raises(ValueError, match="int8 is calibrated along a grid of betas"):
         invert(stable_diffusion_3(), torch.zeros(1, 16, 4, 4), runtime="openvino", dtype="int8", num_inference_steps=1)
+
+
+def test_attention_backends_are_kept():
+    """Where processors have one, as FLUX's; the stand-in of the network runs them too."""
+    pipe, x = flux(), torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(1))
+    given = {"method": "ddim", "num_inference_steps": 2}
+    before = invert(pipe, x, "a cat", **given)
+    pipe.transformer.set_attention_backend("_native_math")
+    after = invert(pipe, x, "a cat", **given)
+    assert distance(after.latents, before.latents) < 1e-5
+    network = adapters.resolve(pipe)(pipe).denoiser._private().network
+    assert {each._attention_backend.value for each in network.attn_processors.values()} == {"_native_math"}

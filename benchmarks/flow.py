@@ -1,0 +1,56 @@
+"""Rectified flow: python -m benchmarks.flow. Rows: benchmarks/results/flow.jsonl; the table: docs/methods/flow.md.
+
+The bundled model as the flow that it exactly is in other variables (demo.load_pipeline("flow")), on DDIM's leading grid
+in those, sigma .03 to .936; eight of its sample images, guidance 1, float32: evaluations a step against median and
+least latent PSNR, each method's way back its own sampler.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks import report, rows
+from benchmarks.short import measured, table
+from invfast import Schedule, demo, invert
+from invfast.demo.reparametrised import as_flow
+from invfast.methods import METHODS, Auto, FixedPoint, ForwardStart, Method
+
+GRIDS, IMAGES = (8, 20, 28, 50), 8
+FILE = rows.RESULTS / "flow.jsonl"
+NAMES = ("ddim", "euler", "warm_start", "fixed_point", "anderson", "rf_solver", "fireflow", "obelm", "bdia", "edict")
+
+
+def methods() -> dict[str, Method | str]:
+    """By name."""
+    return {
+        **{name: METHODS[name] for name in NAMES},
+        "auto, budget 1.05": Auto(budget=1.05),
+        "auto, budget 2": Auto(budget=2),
+        "auto": Auto(),
+        "warm start, linear": FixedPoint(1, warm_start="linear"),
+        **{name: METHODS[name] for name in ("noise_maps", "easyinv", "renoise")},
+        "forward_start, 2": ForwardStart(2),
+        "rf_inversion": METHODS["rf_inversion"],
+    }
+
+
+def main() -> None:
+    """Prints the table and writes its rows."""
+    torch.manual_seed(0)
+    pipe, bundled = demo.load_pipeline("flow"), demo.load_pipeline()
+    images, prompts = (list(each[:IMAGES]) for each in zip(*demo.load_images().values(), strict=True))
+    clean = invert(bundled, images, prompts, method="ddim", num_inference_steps=1).init_latents
+    found = []
+    for steps in GRIDS:
+        vp = Schedule.from_scheduler(bundled.scheduler, steps)
+        latents = clean / float(vp.alpha[0] + vp.sigma[0])
+        case = f"{steps} steps of the exact flow, {len(images)} images"
+        found += measured(pipe, latents, prompts, case, methods(), schedule=as_flow(vp))
+        rows.write(FILE, found)
+    text = f"{table(found)}\n\n{found[0]['machine']}\n"
+    report.write(report.ROOT / "docs" / "methods" / "flow.md", "flow", text)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
