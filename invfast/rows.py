@@ -81,6 +81,14 @@ def along(schedule: Schedule, share: float = 1.0) -> torch.Tensor:
     return _table((torch.ones_like(h), h))
 
 
+def beyond(schedule: Schedule, direction: int) -> torch.Tensor:
+    """A step of a flow, up (1) or down (-1), and half the next with its velocity, (N, 2, 2): (x, v) -> (x', m')."""
+    h = schedule.sigma.diff()
+    following = h.roll(-direction)
+    following[-1 if direction > 0 else 0] = 0  # nothing comes after
+    return torch.cat([along(schedule, direction), _table((torch.ones_like(h), direction * (h + following / 2)))], 1)
+
+
 def pulled_up(schedule: Schedule, gamma: float) -> torch.Tensor:
     """RF-Inversion's controlled step to noise, (N, 1, 3): inputs (x, noise, o(x)) at the source."""
     h, (alpha, _) = schedule.sigma.diff(), _levels(schedule)[0]

@@ -6,10 +6,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from families import FAMILIES
+from recorded import Recorder
 from tiny import flux, stable_diffusion_3
 from toy import distance
 
-from invfast import Inversion, adapters, grids, invert, metrics, reconstruct
+from invfast import Inversion, adapters, grids, invert, metrics, reconstruct, release, run
+from invfast.denoiser import Denoiser
 from invfast.methods import FixedPoint
 
 PROMPTS = ["a peach", "a cat"]
@@ -215,3 +217,23 @@ def test_attention_backends_are_kept():
     assert distance(after.latents, before.latents) < 1e-5
     network = adapters.resolve(pipe)(pipe).denoiser._private().network
     assert {each._attention_backend.value for each in network.attn_processors.values()} == {"_native_math"}
+
+
+@pytest.mark.parametrize("name", ["euler", "rf_solver", "fireflow", "rf_inversion", "auto", "obelm"])
+def test_steps_are_captured(name, monkeypatch):
+    """Times between nodes are looked up by the graph too."""
+    recorder = Recorder()
+    monkeypatch.setattr(run, "cuda_graphs", lambda device: recorder)
+    monkeypatch.setattr(Denoiser, "uncapturable", None)
+    release()
+    pipe, x = stable_diffusion_3(), torch.randn(2, 16, 4, 6, generator=torch.Generator().manual_seed(1))
+    given = {"method": name, "num_inference_steps": 6, "runtime": "eager"}
+    for _ in range(2):
+        plain = invert(pipe, x, PROMPTS, cuda_graph=False, **given)
+        found = invert(pipe, x, PROMPTS, **given)
+        assert found.stats.cuda_graph
+        assert torch.equal(found.latents, plain.latents)
+        back = reconstruct(pipe, found, output_type="latent").latents
+        assert torch.equal(back, reconstruct(pipe, found, cuda_graph=False, output_type="latent").latents)
+    assert recorder.made
+    release()

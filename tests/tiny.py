@@ -117,7 +117,7 @@ def stable_diffusion(
             vae=vae,
             text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
             tokenizer=tokenizer,
-            unet=unet,
+            unet=contracting(unet, unet.conv_out),
             scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
             safety_checker=None,
             feature_extractor=None,

@@ -26,6 +26,8 @@ from invfast.schedule import FLOW, Step
 class FlowMethod(Method):
     """Is for rectified flow alone."""
 
+    flow_only = True
+
     def check(self, problem: Problem) -> None:
         """Raises ValueError where the network predicts something else."""
         kind = problem.schedule.prediction_type
@@ -139,68 +141,57 @@ class Explicit(Stepper):
         return {"latents": self.kernels.lincomb((x, *predict(x, step.source_t)), self.table, step.index)[0]}, None
 
 
-class _Halfway(Stepper):
-    """Steps in either direction with a velocity from the middle."""
+class Midpoint(Stepper):
+    """Half a step with the velocity at its beginning, then the whole with that in the middle; in either direction."""
 
     reusable = True
 
     def __init__(self, problem: Problem, steps: range) -> None:
-        self.kernels, self.steps = problem.kernels, steps
-        sign = 1 if steps.step > 0 else -1
-        self.half, self.whole = rows.along(problem.schedule, sign / 2), rows.along(problem.schedule, sign)
-
-    def begun(self, step: Step) -> torch.Tensor:
-        """The time of the node that a step begins at."""
-        return step.source_t if self.steps.step > 0 else step.t
-
-
-class Midpoint(_Halfway):
-    """Half a step with the velocity at its beginning, then the whole with that in the middle."""
-
-    def __init__(self, problem: Problem, steps: range) -> None:
-        super().__init__(problem, steps)
-        self.half, self.whole = problem.place_guided(self.half), problem.place_guided(self.whole)
+        self.kernels, self.steps, schedule = problem.kernels, steps, problem.schedule
+        self.half = problem.place_guided(rows.along(schedule, steps.step / 2))
+        self.whole = problem.place_guided(rows.along(schedule, steps.step))
 
     def init(self, state: State) -> State:
         return {"latents": state["latents"]}
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
         x = state["latents"]
-        (middle,) = self.kernels.lincomb((x, *predict(x, self.begun(step))), self.half, step.index)
-        output = predict(middle, step.middle_t)
+        output = predict(self.middle(step, x, predict), step.middle_t)
         return {"latents": self.kernels.lincomb((x, *output), self.whole, step.index)[0]}, None
 
+    def middle(self, step: Step, x: torch.Tensor, predict: Predict) -> torch.Tensor:
+        """Half a step with the velocity where it begins."""
+        output = predict(x, step.source_t if self.steps.step > 0 else step.t)
+        return self.kernels.lincomb((x, *output), self.half, step.index)[0]
 
-class Reused(_Halfway):
-    """Half a step with the velocity of the step before, which is asked for once more in the first."""
+
+class Reused(Midpoint):
+    """The velocity in the middle also takes the next step's half: each hands on its end and the middle beyond."""
 
     def __init__(self, problem: Problem, steps: range) -> None:
         super().__init__(problem, steps)
-        slope = rows.slope(problem.schedule)
-        self.half, self.slope = problem.place(self.half), problem.place_guided(slope)
-        self.whole = problem.place_guided(torch.cat([self.whole, slope], 1))
+        self.whole = problem.place_guided(rows.beyond(problem.schedule, steps.step))
 
     @property
     def phases(self) -> tuple[range, ...]:
         return self.steps[:1], self.steps[1:]
 
     def init(self, state: State) -> State:
-        return {"latents": state["latents"], "velocity": state["latents"]}
+        return {"latents": state["latents"], "middle": state["latents"]}
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
-        x, velocity = state["latents"], state["velocity"]
+        x, middle = state["latents"], state["middle"]
         if step.i == self.steps[0]:
-            (velocity,) = self.kernels.lincomb((x, *predict(x, self.begun(step))), self.slope, step.index)
-        (middle,) = self.kernels.lincomb((x, velocity), self.half, step.index)
-        output = predict(middle, step.middle_t)
-        latents, velocity = self.kernels.lincomb((x, *output), self.whole, step.index)
-        return {"latents": latents, "velocity": velocity}, None
+            middle = self.middle(step, x, predict)
+        outputs = self.kernels.lincomb((x, *predict(middle, step.middle_t)), self.whole, step.index)
+        return dict(zip(("latents", "middle"), outputs, strict=True)), None
 
 
 class Pulled(Stepper):
     """A row of (x, where it is pulled to, o(x)): "noise" upwards, and "origin", the image, downwards."""
 
     keep = ("noise", "origin")
+    reusable = True
 
     def __init__(self, problem: Problem, table: torch.Tensor, steps: range, to: str, draw: object = None) -> None:
         self.kernels, self.table, self.steps, self.to, self.draw = problem.kernels, table, steps, to, draw
