@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -75,3 +75,11 @@ def each(text: Text | None, batch: int, name: str) -> list[str]:
     if len(texts) != batch:
         raise ValueError(f"{name} has {len(texts)} texts for {batch} images; pass one for all, or one an image")
     return texts
+
+
+def pair(name: str, value: Any) -> list[int]:
+    """Two integers, a size or a corner."""
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(numbers) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise ValueError(f"{name} must be two integers of at least 0, (height, width) or (top, left), got {value!r}")
+    return [int(n) for n in numbers]

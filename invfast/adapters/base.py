@@ -50,6 +50,8 @@ class Adapter(ABC):
     """Its classes in diffusers; a subclass counts where it has the same parts."""
     takes: ClassVar[tuple[str, ...]] = ()
     """What it may be told of the images beside prompt and embeddings, by diffusers' names."""
+    again: ClassVar[tuple[str, ...]] = ()
+    """What of that no file holds, tensors and images, so that the way back needs it again."""
 
     def __init__(
         self,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from invfast.denoiser.precompute import EMBEDS
+
 
 def _as_it_is(module: torch.nn.Module) -> torch.nn.Module:
     return module
@@ -24,6 +26,7 @@ class Form:
             a tuple, its output first; what is nested is put together inside, where runtimes and exports do not see it.
         in_float: what int8 leaves in floating point, patterns of the names of its parts.
         refused: runtimes that cannot run it, and why, as sentences.
+        uncalibrated: why int8 ranges cannot be measured for it, as a sentence; None where they can.
     """
 
     channels: int
@@ -31,13 +34,14 @@ class Form:
     flat: Callable[[torch.nn.Module], torch.nn.Module] = _as_it_is
     in_float: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    uncalibrated: str | None = None
 
 
 def axes(inputs: Mapping[str, torch.Tensor], factor: int) -> dict[str, dict[int, int]]:
     """Of each input the axes that any length may take, and what that is a multiple of.
 
-    Samples; tokens of what has three axes; the sides of "x", where they are multiples of the factor. Not the time "t".
+    Samples; tokens of the text; the sides of "x", where they are multiples of the factor. Not the time "t".
     """
-    found = {name: {0: 1} | ({1: 1} if value.ndim == 3 else {}) for name, value in inputs.items()}
+    found = {name: {0: 1} | ({1: 1} if name == EMBEDS else {}) for name in inputs}
     even = factor > 1 and all(side % factor == 0 for side in inputs["x"].shape[2:])
     return {**found, "x": {0: 1} | ({2: factor, 3: factor} if even else {}), "t": {}}
