@@ -183,7 +183,9 @@ def ip_adapter(unet: UNet2DConditionModel) -> dict[str, dict[str, torch.Tensor]]
 
 def controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """One that steers: the layers that training begins at zero are random."""
-    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 16))
+    same = unet.config.time_cond_proj_dim is None  # else one layer is another
+    channels = {"conditioning_embedding_out_channels": (8, 8, 8, 16)}
+    net = ControlNetModel.from_unet(unet, **channels, load_weights_from_unet=same)
     with torch.no_grad():
         for part in (net.controlnet_cond_embedding.conv_out, net.controlnet_mid_block, *net.controlnet_down_blocks):
             torch.nn.init.normal_(part.weight, std=0.1)

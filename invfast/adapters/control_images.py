@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from invfast import arguments
 from invfast.adapters import controlnets, texts
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def check(pipe: Any, found: Mapping[str, Any]) -> dict[str, Any]:
             f"this {name} needs {IMAGE}, what its ControlNet is shown; pass it, or the pipeline without its ControlNet"
         )
     count = len(controlnets.nets(controlnet))
-    _each(found[IMAGE], count)
+    for j, shown in enumerate(_each(found[IMAGE], count)):
+        arguments.check_images(_named(j, count), shown)
     rest = {each: value for each, value in found.items() if each not in FIXED}
     return {**rest, SCALE: _scales(found.get(SCALE, _default(pipe)), count)}
 
@@ -63,13 +65,20 @@ def inputs(model: Adapter, latents: torch.Tensor, more: Mapping[str, Any]) -> di
     height, width = (side * pipe.vae_scale_factor for side in latents.shape[2:])
     each = controlnets.nets(controlnet)
     for j, (image, net) in enumerate(zip(_each(more[IMAGE], len(each)), each, strict=True)):
-        image = list(image) if isinstance(image, tuple) else image
-        pixels = pipe.control_image_processor.preprocess(image, height=height, width=width)
+        image, name = list(image) if isinstance(image, tuple) else image, _named(j, len(each))
+        try:
+            pixels = pipe.control_image_processor.preprocess(image, height=height, width=width)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{name} cannot be read: {error}") from error
         shape = (net.config.conditioning_channels, height, width)
-        name = IMAGE if len(each) == 1 else f"{IMAGE}[{j}]"
         found[f"{controlnets.IMAGES}{j}"] = texts.given(pixels, len(latents), name, shape, model.device)
     scales = torch.tensor([more[SCALE]], dtype=model.latent_dtype, device=model.device)
     return {**found, controlnets.SCALES: scales.expand(len(latents), -1)}
+
+
+def _named(j: int, count: int) -> str:
+    """What one of several ControlNets is shown, for errors."""
+    return IMAGE if count == 1 else f"{IMAGE}[{j}]"
 
 
 def _each(image: Any, count: int) -> list[Any]:

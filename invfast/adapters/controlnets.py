@@ -20,13 +20,13 @@ IMAGES, SCALES = "control_image_", "control_scales"
 LIKE = ("in_channels", "cross_attention_dim", "addition_embed_type", "block_out_channels")
 """Settings that a ControlNet has from the network it is made for."""
 
-_kept: weakref.WeakKeyDictionary[Any, Controlled] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[Any, UNetWithControlNet] = weakref.WeakKeyDictionary()
 """By pipeline, for what is kept of a network goes with its module. It holds a pipeline's parts, not the pipeline."""
 _lock = threading.Lock()
 READY.also(_kept.clear)
 
 
-class Controlled(torch.nn.Module):
+class UNetWithControlNet(torch.nn.Module):
     """A UNet and what steers it as one network, called with plain tensors.
 
     Args:
@@ -74,7 +74,7 @@ def network(pipe: Any) -> torch.nn.Module:
     with _lock:
         kept = _kept.get(pipe)
         if kept is None or kept.unet is not pipe.unet or kept.controlnet is not pipe.controlnet:
-            kept = _kept[pipe] = Controlled(pipe.unet, pipe.controlnet)
+            kept = _kept[pipe] = UNetWithControlNet(pipe.unet, pipe.controlnet)
     return kept
 
 
@@ -83,16 +83,16 @@ def form(pipe: Any) -> Form:
     if of(pipe) is None:
         return unets.form(pipe.unet)
     # Control images are larger than latents by the autoencoder's factor: open axes of both would have to say so.
-    why = "its ranges are measured on texts, and this network takes a control image too; take another dtype"
+    why = f"{unets.UNCALIBRATED} a control image too; take another dtype"
     return Form(pipe.unet.config.in_channels, flat=_flat, uncalibrated=why)
 
 
-def _flat(network: Controlled) -> torch.nn.Module:
+def _flat(network: UNetWithControlNet) -> torch.nn.Module:
     if as_it_is(network) is not None:
         return network
     each = [unets.in_dtype(net) for net in nets(network.controlnet)]
     several = hasattr(network.controlnet, "nets")
-    return Controlled(unets.in_dtype(network.unet), MultiControlNetModel(each) if several else each[0])
+    return UNetWithControlNet(unets.in_dtype(network.unet), MultiControlNetModel(each) if several else each[0])
 
 
 def nets(controlnet: torch.nn.Module) -> list[torch.nn.Module]:
@@ -102,24 +102,33 @@ def nets(controlnet: torch.nn.Module) -> list[torch.nn.Module]:
 
 def unfit(pipe: Any) -> Iterator[str]:
     """Why a pipeline's ControlNets cannot steer its network here, as sentences with the remedy."""
-    whole = getattr(of(pipe), "_orig_mod", of(pipe))
-    for net in [] if whole is None else [getattr(each, "_orig_mod", each) for each in nets(whole)]:
-        name, config = type(net).__name__, pipe.unet.config
+    whole, unet = getattr(of(pipe), "_orig_mod", of(pipe)), pipe.unet
+    if whole is None:
+        return
+    if unet.config.time_cond_proj_dim is not None and not hasattr(pipe, "get_guidance_scale_embedding"):
+        yield "its network takes the guidance as an input, as LCMs do, and its class gives none; use the one for text"
+    for net in (getattr(each, "_orig_mod", each) for each in nets(whole)):
+        name = type(net).__name__
         if not isinstance(net, ControlNetModel):
             yield f"its controlnet is a {name}; use a ControlNetModel"
             continue
         if net.config.global_pool_conditions:
             yield f"its {name} pools its conditions, which leaves out one branch of guidance; load one that does not"
-        other = [each for each in LIKE if _same(net.config.get(each)) != _same(config.get(each))]
-        if other:
-            each = other[0]
-            yield f"its {name} has {each} {net.config.get(each)} and its unet {config.get(each)}; load a pair"
-        if own_dtype(net) != own_dtype(pipe.unet):
-            yield f"its {name} is {own_dtype(net)} and its unet {own_dtype(pipe.unet)}; load both in one dtype"
+        yield from _unlike(net, unet, name)
+        factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+        if factor != pipe.vae_scale_factor:
+            yield f"its {name} halves images to 1/{factor}, its vae to 1/{pipe.vae_scale_factor}; load a pair"
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
+def _unlike(net: ControlNetModel, unet: torch.nn.Module, name: str) -> Iterator[str]:
+    """What a ControlNet has otherwise than the network it is to steer."""
+    for each in LIKE:
+        own, its = _same(net.config.get(each)), _same(unet.config.get(each))
+        if own != its:
+            yield f"its {name} has {each} {own} and its unet {its}; load a pair"
+    first = {part.conv_in.weight.dtype for part in (net, unet)}
+    if len(first) > 1 and own_dtype(net) != own_dtype(unet):  # what is stored in another may compute in one
+        yield f"its {name} is {own_dtype(net)} and its unet {own_dtype(unet)}; load both in one dtype"
 
 
 def _same(value: Any) -> Any:

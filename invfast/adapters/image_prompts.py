@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 
+from invfast import arguments
 from invfast.adapters import texts, unets
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ ROWS, SEQUENCES, FACES = (
     ("IPAdapterFaceIDImageProjection",),
 )
 """Classes of projections: of an image's embedding, of the image encoder's hidden states, of a face's embedding."""
-KINDS = (Image.Image, np.ndarray, torch.Tensor)
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Of the images, and of none in their place, (B, images, ...) each."""
@@ -101,13 +99,7 @@ def _check_images(pipe: Any, layers: list[torch.nn.Module], entries: list[Any]) 
     for j, (entry, layer) in enumerate(zip(entries, layers, strict=True)):
         if type(layer).__name__ in FACES:
             raise ValueError(f"{IMAGE}[{j}] is for an IP-Adapter of faces, told by their embeddings; pass {EMBEDS}")
-        every = entry if isinstance(entry, (list, tuple)) else [entry]
-        strange = [type(each).__name__ for each in every if not isinstance(each, KINDS)]
-        if strange or not every:
-            raise TypeError(
-                f"{IMAGE}[{j}] must be an image (PIL, numpy array or tensor) or a list of them, got "
-                f"{strange[0] if strange else 'an empty list'}"
-            )
+        arguments.check_images(f"{IMAGE}[{j}]", entry)
 
 
 def _encoded(model: Adapter, j: int, entry: Any, layer: torch.nn.Module, batch: int, guided: bool) -> Pair:

@@ -102,7 +102,7 @@ def _is_hooked(part: torch.nn.Module) -> bool:
 def exclusive(pipe: Any, still: Collection[torch.nn.Module] = ()) -> Iterator[None]:
     """Holds the locks of those parts of a pipeline that hooks move or cast, always in one order."""
     parts = {id(part): part for part in pipe.components.values() if isinstance(part, torch.nn.Module)}
-    known = set(map(id, still))
+    known = {id(each) for part in still for each in (part, *part.children())}  # one may be made of several
     hooked = [part for key, part in parts.items() if key not in known and _is_hooked(part)]
     with ExitStack() as stack:
         for part in sorted(hooked, key=id):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,10 +17,16 @@ LEADING = (EMBEDS, GUIDANCE, "class_labels")
 IMAGE_PROMPTS, IMAGES = "ip_image_proj", "image_embeds_"
 """An IP-Adapter's encoder_hid_dim_type, and how the inputs of its images begin, one an adapter."""
 
+UNCALIBRATED = "its ranges are measured on texts, and this network takes"
+"""How a form says that int8 is not for networks that are shown images."""
+
 
 def form(unet: torch.nn.Module) -> Form:
     """Of a UNet2DConditionModel or a UNet2DModel."""
-    return Form(unet.config.in_channels, halvings(unet), _flat, in_float(unet))
+    found = Form(unet.config.in_channels, halvings(unet), _flat, in_float(unet))
+    if projected(unet) != IMAGE_PROMPTS:
+        return found
+    return replace(found, uncalibrated=f"{UNCALIBRATED} images too; take another dtype")
 
 
 def _flat(unet: torch.nn.Module) -> torch.nn.Module:
