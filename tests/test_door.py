@@ -7,10 +7,10 @@ import diffusers
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     PyramidAttentionBroadcastConfig,
-    StableDiffusionControlNetPipeline,
+    StableDiffusionAdapterPipeline,
     StableDiffusionPipeline,
+    T2IAdapter,
 )
 from families import BARE, FAMILIES, as_class
 from tiny import stable_diffusion, stable_diffusion_xl
@@ -92,9 +92,10 @@ def test_at_least_forty_were_asked():
 
 def test_what_else_can_be_done_is_said(peach):
     pipe = stable_diffusion()
-    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32))
-    given = StableDiffusionControlNetPipeline(**{**pipe.components, **BARE}, controlnet=control)
-    said = r"without a ControlNet \('controlnet'\): pass StableDiffusionPipeline.from_pipe\(pipe\)"
+    adapter = T2IAdapter(channels=(16, 32, 32), num_res_blocks=1, adapter_type="full_adapter")
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    given = StableDiffusionAdapterPipeline(**{**parts, **BARE}, adapter=adapter)
+    said = r"without a T2I-Adapter \('adapter'\): pass StableDiffusionPipeline.from_pipe\(pipe\)"
     with pytest.raises(TypeError, match=said):
         invert(given, peach)
     assert invert(StableDiffusionPipeline.from_pipe(given), peach, **STEPS).latents.isfinite().all()
