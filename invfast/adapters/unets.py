@@ -23,7 +23,7 @@ UNCALIBRATED = "its ranges are measured on texts, and this network takes"
 
 def form(unet: torch.nn.Module) -> Form:
     """Of a UNet2DConditionModel or a UNet2DModel."""
-    found = Form(unet.config.in_channels, halvings(unet), _flat, in_float(unet))
+    found = Form(unet.config.in_channels, halvings(unet), _flat, _in_float(unet))
     if projected(unet) != IMAGE_PROMPTS:
         return found
     return replace(found, uncalibrated=f"{UNCALIBRATED} images too; take another dtype")
@@ -114,7 +114,7 @@ def guided(pipe: Any, batch: int, scale: float, device: torch.device) -> dict[st
     return {GUIDANCE: pipe.get_guidance_scale_embedding(scales, embedding_dim=width)}
 
 
-def in_float(unet: torch.nn.Module) -> tuple[str, ...]:
+def _in_float(unet: torch.nn.Module) -> tuple[str, ...]:
     """What int8 leaves in floating point.
 
     As the field does, the first and last convolution and all of the time (and what is embedded with it). The keys and
