@@ -79,9 +79,10 @@ def invert(
     Names and meanings are those of diffusers' pipelines.
 
     Args:
-        pipe: of Stable Diffusion 1.x, 2.x, XL or 3.x, FLUX.1, a latent consistency model, DDPMPipeline or DDIMPipeline
-            (`Adapter.pipelines`). Whatever its scheduler, the grid is DDIM's over its betas, or of rectified flow
-            Euler's over its sigmas, shifted as the pipeline does for the image's size.
+        pipe: of Stable Diffusion 1.x, 2.x or XL, with IP-Adapters and ControlNets or without, Stable Diffusion 3.x, or
+            FLUX.1, a latent consistency model, DDPMPipeline or DDIMPipeline (`Adapter.pipelines`). Whatever its
+            scheduler, the grid is DDIM's over its betas, or of rectified flow Euler's over its sigmas, shifted as the
+            pipeline does for the image's size.
         image: PIL image, path, numpy array, torch tensor, or a list of them (`images.to_pixels` says which shapes and
             ranges), or latents (B, 4, h, w), finite floats, already scaled.
         prompt: one text for all images or one an image.
@@ -121,7 +122,13 @@ def invert(
         **conditions: what else the pipeline's network is told, by diffusers' names (`Adapter.takes`). Stable Diffusion
             XL: prompt_2, negative_prompt_2; pooled_prompt_embeds, negative_pooled_prompt_embeds, (1 or B, width),
             beside prompt_embeds; original_size, target_size, the image's own by default, crops_coords_top_left, and
-            negative ones, two integers each. Pixel-space pipelines with classes: class_labels, one or one an image.
+            negative ones, two integers each. Either of the two with an IP-Adapter: ip_adapter_image, a list of one
+            entry an adapter, an image or several, shown to all; or ip_adapter_image_embeds, a list of tensors (1 or B,
+            images, ...), under guidance as many rows more, the negative ones first. With a ControlNet: control_image,
+            one or one an image, resized to the image's size (for several ControlNets a list of these), and
+            controlnet_conditioning_scale, a number or one a ControlNet. Pixel-space pipelines with classes:
+            class_labels, one or one an image. Stable Diffusion 3.x: prompt_2, prompt_3 and pooled embeddings, and
+            negative ones; FLUX.1: prompt_2 and pooled embeddings.
 
     Returns:
         Inversion, its latents at the noise end of the grid, or where it was interrupted.
@@ -174,7 +181,7 @@ def invert(
         stats=stats,
         trajectory=found.trajectory,
         provenance=record,
-        conditions={name: value for name, value in more.items() if not isinstance(value, torch.Tensor)},
+        conditions={name: value for name, value in more.items() if name not in model.again},
     )
     if node < grid.num_steps:
         logger.warning("interrupted at node %d of %d; the latents are not noise yet", node, grid.num_steps)
@@ -219,7 +226,8 @@ def reconstruct(
         callback_on_step_end: as in `invert`.
         callback_on_step_end_tensor_inputs: as in `invert`.
         return_dict: False returns (images,).
-        **conditions: as in `invert`, where they are others; the inversion's own are known, but for pooled embeddings.
+        **conditions: as in `invert`, where they are others; the inversion's own are known, but for pooled embeddings
+            and images, which are needed again.
 
     Returns:
         Reconstruction; with return_dict=False the tuple (images,).

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 Text = str | Sequence[str]
 
@@ -75,3 +77,20 @@ def each(text: Text | None, batch: int, name: str) -> list[str]:
     if len(texts) != batch:
         raise ValueError(f"{name} has {len(texts)} texts for {batch} images; pass one for all, or one an image")
     return texts
+
+
+def pair(name: str, value: Any) -> list[int]:
+    """Two integers, a size or a corner."""
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(numbers) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise ValueError(f"{name} must be two integers of at least 0, (height, width) or (top, left), got {value!r}")
+    return [int(n) for n in numbers]
+
+
+def check_images(name: str, value: Any) -> None:
+    """Raises TypeError where it is neither an image that pipelines of diffusers take, nor a list of them."""
+    every = value if isinstance(value, (list, tuple)) else [value]
+    strange = [type(one).__name__ for one in every if not isinstance(one, (Image.Image, np.ndarray, torch.Tensor))]
+    if strange or not every:
+        got = strange[0] if strange else "an empty list"
+        raise TypeError(f"{name} must be an image (PIL, numpy array or tensor) or a list of them, got {got}")

@@ -24,8 +24,8 @@ MEANING = {
     "vae.settings": "the VAE's settings are",
     "prompt_embeds": "the prompt embeddings are",
     "negative_prompt_embeds": "the negative prompt embeddings are",
-    "other_embeds": "the other conditions (pooled embeddings, sizes, labels) are",
-    "negative_other_embeds": "the other negative conditions (pooled embeddings, sizes, labels) are",
+    "other_embeds": "the other conditions (pooled embeddings, sizes, labels, images) are",
+    "negative_other_embeds": "the other negative conditions (pooled embeddings, sizes, labels, images) are",
     "numerics": "torch's numeric settings (TF32, reduced precision) are",
 }
 PACKAGES = ("invfast", "torch", "diffusers", "transformers", "peft")

@@ -76,7 +76,9 @@ def second(
         raise ValueError(
             f"{name} {method.text_embeds} text embeddings, which this pipeline's network has none of; take Direct"
         )
-    others = sorted(condition[0].keys() - {EMBEDS, GUIDANCE})
+    positive, negative = condition
+    told = positive.keys() - {EMBEDS, GUIDANCE}
+    others = sorted(each for each in told if positive[each] is not negative[each])  # a control image is in both
     if method.text_embeds == "shares" and others:
         raise ValueError(
             f"{name} makes both branches one by their text embeddings, and this network's differ in "

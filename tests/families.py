@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import (
+    ControlNetModel,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
@@ -20,18 +22,26 @@ from diffusers import (
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
     LDMPipeline,
+    MultiControlNetModel,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     VQModel,
 )
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from test_unconditional import pixel_pipeline
 from tiny import (
     SD,
@@ -45,7 +55,14 @@ from tiny import (
     stable_diffusion_3,
     stable_diffusion_xl,
 )
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
@@ -65,7 +82,7 @@ class Family:
         scales: of guidance.
         precomputes: what is computed once.
         exports: runtimes that make something of the network, beside eager.
-        told: further arguments of `invert`, for a batch of three.
+        told: further arguments of `invert` and `reconstruct`, for some images of a batch and a guidance.
         texts: whether it takes prompts.
     """
 
@@ -74,7 +91,7 @@ class Family:
     scales: tuple[float, ...]
     precomputes: tuple[str, ...] = ()
     exports: tuple[str, ...] = ("compile", "openvino", "onnxruntime")
-    told: Mapping[str, Any] = field(default_factory=dict)
+    told: Callable[[Sequence[int], float], dict[str, Any]] = lambda images, scale: {}
     texts: bool = False
 
 
@@ -132,6 +149,102 @@ def dit() -> DiTPipeline:
     return DiTPipeline(contracting(network, network.proj_out_2), autoencoder(), DDIMScheduler(**SD))
 
 
+def with_image_prompts(make: Callable[[], Any] = stable_diffusion, kinds: Sequence[str] = ("plain",)) -> Any:
+    """A pipeline with IP-Adapters of random weights, "plain" or "plus", and an image encoder."""
+
+    def made() -> Any:
+        pipe = make()
+        pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet) for _ in kinds])
+        layers = pipe.unet.encoder_hid_proj.image_projection_layers
+        for j, kind in enumerate(kinds):
+            if kind == "plus":
+                width = pipe.unet.config.cross_attention_dim
+                layers[j] = IPAdapterPlusImageProjection(32, width, 64, depth=1, dim_head=32, heads=2, num_queries=4)
+        pipe.unet.eval()
+        encoder = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=32,
+            projection_dim=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=16,
+        )
+        size = {"height": 32, "width": 32}
+        pipe.register_modules(
+            image_encoder=CLIPVisionModelWithProjection(encoder).eval(),
+            feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size),
+        )
+        return pipe
+
+    return seeded(made)
+
+
+WIDTH = 24
+"""Of an image's embedding; the encoder's hidden states have 32."""
+
+
+def ip_adapter(unet: UNet2DConditionModel) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of one, by the names of the published files, random and large enough to be seen."""
+    width = unet.config.cross_attention_dim
+    layers = [part for name, part in unet.named_modules() if name.endswith("attn2")]
+    cross = {
+        f"{2 * j + 1}.{each}_ip.weight": torch.randn(layer.inner_dim, width)
+        for j, layer in enumerate(layers)
+        for each in ("to_k", "to_v")
+    }
+    proj = {"proj.weight": torch.randn(4 * width, WIDTH), "proj.bias": torch.zeros(4 * width)}
+    norm = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    return {"image_proj": proj | norm, "ip_adapter": cross}
+
+
+def controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """One that steers: the layers that training begins at zero are random."""
+    same = unet.config.time_cond_proj_dim is None  # else one layer is another
+    channels = {"conditioning_embedding_out_channels": (8, 8, 8, 16)}
+    net = ControlNetModel.from_unet(unet, **channels, load_weights_from_unet=same)
+    with torch.no_grad():
+        for part in (net.controlnet_cond_embedding.conv_out, net.controlnet_mid_block, *net.controlnet_down_blocks):
+            torch.nn.init.normal_(part.weight, std=0.1)
+    return net.eval()
+
+
+def with_controlnets(cls: type, make: Callable[[], Any] = stable_diffusion, count: int = 1) -> Any:
+    """A pipeline of a class with a ControlNet, or several."""
+
+    def made() -> Any:
+        parts = make().components
+        nets = [controlnet(parts["unet"]) for _ in range(count)]
+        more = BARE if "safety_checker" in parts else {"add_watermarker": False}
+        return cls(**{**parts, **more}, controlnet=nets[0] if count == 1 else MultiControlNetModel(nets))
+
+    return seeded(made)
+
+
+def drawn(images: Sequence[int], *shape: int) -> torch.Tensor:
+    """Numbers in [0, 1) for some images of a batch, each image its own."""
+    return torch.stack([torch.rand(shape, generator=torch.Generator().manual_seed(50 + j)) for j in images])
+
+
+def image_prompts(images: Sequence[int], scale: float) -> dict[str, Any]:
+    """Embeddings of two images to look like for each, the unconditional ones first."""
+    shown = drawn(images, 2, WIDTH)
+    return {"ip_adapter_image_embeds": [torch.cat([torch.zeros_like(shown), shown]) if scale > 1 else shown]}
+
+
+def control_images(images: Sequence[int], scale: float) -> dict[str, Any]:
+    return {"control_image": drawn(images, 3, 72, 56), "controlnet_conditioning_scale": 0.75}
+
+
+def several_control_images(images: Sequence[int], scale: float) -> dict[str, Any]:
+    shown = drawn(images, 2, 3, 72, 56)
+    return {"control_image": [shown[:, 0], shown[:, 1]], "controlnet_conditioning_scale": [0.75, 0.5]}
+
+
+def labels(images: Sequence[int], scale: float) -> dict[str, Any]:
+    return {"class_labels": [j + 1 for j in images]}
+
+
 LCM = functools.partial(stable_diffusion, time_cond_proj_dim=8)
 FAMILIES = {
     "Stable Diffusion 1.x, 2.x (Turbo)": Family(
@@ -166,6 +279,79 @@ FAMILIES = {
         ("prompt", "times"),
         texts=True,
     ),
+    "Stable Diffusion with an IP-Adapter": Family(
+        {
+            StableDiffusionPipeline: lambda: with_image_prompts(lambda: as_class(StableDiffusionPipeline)),
+            StableDiffusionImg2ImgPipeline: lambda: with_image_prompts(
+                lambda: as_class(StableDiffusionImg2ImgPipeline)
+            ),
+            StableDiffusionInpaintPipeline: lambda: with_image_prompts(
+                lambda: as_class(StableDiffusionInpaintPipeline)
+            ),
+        },
+        (4, 9, 7),
+        (1.0, 3.0),
+        ("times",),
+        told=image_prompts,
+        texts=True,
+    ),
+    "Stable Diffusion XL with an IP-Adapter": Family(
+        {
+            StableDiffusionXLPipeline: lambda: with_image_prompts(
+                lambda: stable_diffusion_xl(StableDiffusionXLPipeline)
+            ),
+            StableDiffusionXLImg2ImgPipeline: lambda: with_image_prompts(
+                lambda: stable_diffusion_xl(StableDiffusionXLImg2ImgPipeline)
+            ),
+            StableDiffusionXLInpaintPipeline: lambda: with_image_prompts(
+                lambda: stable_diffusion_xl(StableDiffusionXLInpaintPipeline)
+            ),
+        },
+        (4, 9, 7),
+        (1.0, 3.0),
+        ("times",),
+        told=image_prompts,
+        texts=True,
+    ),
+    "Stable Diffusion with a ControlNet": Family(
+        {
+            StableDiffusionControlNetPipeline: lambda: with_controlnets(StableDiffusionControlNetPipeline),
+            StableDiffusionControlNetImg2ImgPipeline: lambda: with_controlnets(
+                StableDiffusionControlNetImg2ImgPipeline
+            ),
+            StableDiffusionControlNetInpaintPipeline: lambda: with_controlnets(
+                StableDiffusionControlNetInpaintPipeline
+            ),
+        },
+        (4, 9, 7),
+        (1.0, 3.0),
+        told=control_images,
+        texts=True,
+    ),
+    "Stable Diffusion XL with a ControlNet": Family(
+        {
+            StableDiffusionXLControlNetPipeline: lambda: with_controlnets(
+                StableDiffusionXLControlNetPipeline, stable_diffusion_xl
+            ),
+            StableDiffusionXLControlNetImg2ImgPipeline: lambda: with_controlnets(
+                StableDiffusionXLControlNetImg2ImgPipeline, stable_diffusion_xl
+            ),
+            StableDiffusionXLControlNetInpaintPipeline: lambda: with_controlnets(
+                StableDiffusionXLControlNetInpaintPipeline, stable_diffusion_xl
+            ),
+        },
+        (4, 9, 7),
+        (1.0, 3.0),
+        told=control_images,
+        texts=True,
+    ),
+    "Several ControlNets": Family(
+        {StableDiffusionControlNetPipeline: lambda: with_controlnets(StableDiffusionControlNetPipeline, count=2)},
+        (4, 9, 7),
+        (1.0, 3.0),
+        told=several_control_images,
+        texts=True,
+    ),
     "Pixel space": Family(
         {DDIMPipeline: lambda: pixel_pipeline(DDIMPipeline), DDPMPipeline: lambda: pixel_pipeline(DDPMPipeline)},
         (3, 14, 10),
@@ -175,7 +361,7 @@ FAMILIES = {
         {DDIMPipeline: lambda: pixel_pipeline(DDIMPipeline, out_channels=6, num_class_embeds=10)},
         (3, 14, 10),
         (1.0,),
-        told={"class_labels": [1, 2, 3]},
+        told=labels,
     ),
     "Latent diffusion without text": Family({LDMPipeline: lambda: seeded(latent_diffusion)}, (4, 8, 6), (1.0,)),
     "DeepFloyd IF, first stage": Family(
@@ -205,7 +391,7 @@ FAMILIES = {
         (1.0, 3.5),
         texts=True,
     ),
-    "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told={"class_labels": [1, 2, 3]}),
+    "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told=labels),
 }
 
 

@@ -7,10 +7,10 @@ import diffusers
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     PyramidAttentionBroadcastConfig,
-    StableDiffusionControlNetPipeline,
+    StableDiffusionAdapterPipeline,
     StableDiffusionPipeline,
+    T2IAdapter,
 )
 from families import BARE, FAMILIES, as_class
 from tiny import stable_diffusion, stable_diffusion_xl
@@ -18,7 +18,7 @@ from tiny import stable_diffusion, stable_diffusion_xl
 from invfast import adapters, grids, invert
 
 STEPS = {"method": "ddim", "num_inference_steps": 2}
-COME_IN = [(cls, make) for family in FAMILIES.values() for cls, make in family.pipelines.items() if not family.told]
+COME_IN = [(cls, make, family.told) for family in FAMILIES.values() for cls, make in family.pipelines.items()]
 STAY_OUT = [
     "AmusedPipeline",
     "AnimateDiffPipeline",
@@ -43,7 +43,8 @@ STAY_OUT = [
     "SanaPipeline",
     "StableCascadeDecoderPipeline",
     "StableDiffusionAdapterPipeline",
-    "StableDiffusionControlNetPipeline",
+    "StableDiffusionControlNetXSPipeline",
+    "StableDiffusionControlNetPAGPipeline",
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionGLIGENPipeline",
     "StableDiffusionInstructPix2PixPipeline",
@@ -52,7 +53,7 @@ STAY_OUT = [
     "StableDiffusionSAGPipeline",
     "StableDiffusionUpscalePipeline",
     "StableDiffusionXLAdapterPipeline",
-    "StableDiffusionXLControlNetPipeline",
+    "StableDiffusionXLControlNetUnionPipeline",
     "StableUnCLIPPipeline",
     "StableVideoDiffusionPipeline",
     "TextToVideoSDPipeline",
@@ -64,11 +65,11 @@ STAY_OUT = [
 
 
 @pytest.mark.filterwarnings("ignore:the pipeline samples by", "ignore:DDIMScheduler has clip_sample")
-@pytest.mark.parametrize(("cls", "make"), COME_IN, ids=lambda each: getattr(each, "__name__", ""))
-def test_comes_in(cls, make, peach):
+@pytest.mark.parametrize(("cls", "make", "told"), COME_IN, ids=lambda each: getattr(each, "__name__", ""))
+def test_comes_in(cls, make, told, peach):
     pipe = make()
     assert type(pipe) is cls
-    assert invert(pipe, peach.resize((32, 32)), **STEPS).latents.isfinite().all()
+    assert invert(pipe, peach.resize((32, 32)), **STEPS, **told([0], 1.0)).latents.isfinite().all()
 
     class Own(cls):
         """A subclass has the same parts."""
@@ -89,9 +90,10 @@ def test_at_least_forty_were_asked():
 
 def test_what_else_can_be_done_is_said(peach):
     pipe = stable_diffusion()
-    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32))
-    given = StableDiffusionControlNetPipeline(**{**pipe.components, **BARE}, controlnet=control)
-    said = r"without a ControlNet \('controlnet'\): pass StableDiffusionPipeline.from_pipe\(pipe\)"
+    adapter = T2IAdapter(channels=(16, 32, 32), num_res_blocks=1, adapter_type="full_adapter")
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    given = StableDiffusionAdapterPipeline(**{**parts, **BARE}, adapter=adapter)
+    said = r"without a T2I-Adapter \('adapter'\): pass StableDiffusionPipeline.from_pipe\(pipe\)"
     with pytest.raises(TypeError, match=said):
         invert(given, peach)
     assert invert(StableDiffusionPipeline.from_pipe(given), peach, **STEPS).latents.isfinite().all()

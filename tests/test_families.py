@@ -29,8 +29,8 @@ def texts(family, count):
     return ["a peach", "", "a cat"][:count] if family.texts else ""
 
 
-def told(family, count):
-    return {name: value[:count] for name, value in family.told.items()}
+def told(family, count, scale=1.0):
+    return family.told(range(count), scale)
 
 
 def drawn(family, count):
@@ -56,7 +56,7 @@ def test_its_classes_come_in_and_stay_as_they_are(name, cls):
     adapters.resolve(pipe)(pipe).condition(drawn(family, 1), told_nothing, 1.0)  # transformers notes something
     before = fingerprint(pipe)
     found = invert(pipe, drawn(family, 3), texts(family, 3), **STEPS, **told(family, 3))
-    reconstruct(pipe, found, output_type="latent")
+    reconstruct(pipe, found, output_type="latent", **told(family, 3))
     assert fingerprint(pipe) == before
     assert set(adapters.resolve(pipe).pipelines) >= {each.__name__ for each in family.pipelines}
 
@@ -65,22 +65,22 @@ def test_a_batch_is_its_images(made):
     family, pipe = made
     for scale in family.scales:
         settings = {**STEPS, "guidance_scale": scale, "dtype": "float64"}
-        x = drawn(family, 3)
-        every = invert(pipe, x, texts(family, 3), **settings, **told(family, 3))
-        back = reconstruct(pipe, every, output_type="latent").latents
+        x, given = drawn(family, 3), told(family, 3, scale)
+        every = invert(pipe, x, texts(family, 3), **settings, **given)
+        back = reconstruct(pipe, every, output_type="latent", **given).latents
         for j in range(3):
-            own = {name: value[j] for name, value in family.told.items()}
+            own = family.told([j], scale)
             text = texts(family, 3)[j] if family.texts else ""
             one = invert(pipe, x[j : j + 1], text, **settings, **own)
             assert distance(one.latents, every.latents[j : j + 1]) < 1e-6  # float32 sinusoids and texts
-            assert distance(reconstruct(pipe, every[j], output_type="latent").latents, back[j : j + 1]) < 1e-6
+            assert distance(reconstruct(pipe, every[j], output_type="latent", **own).latents, back[j : j + 1]) < 1e-6
 
 
 def test_what_is_computed_beforehand(made):
     family, pipe = made
-    x, given = drawn(family, 3).double(), told(family, 3)
+    x = drawn(family, 3).double()
     for scale in family.scales:
-        settings = {**STEPS, "guidance_scale": scale, "dtype": "float64", **given}
+        settings = {**STEPS, "guidance_scale": scale, "dtype": "float64", **told(family, 3, scale)}
         cut = invert(pipe, x, texts(family, 3), **settings)
         whole = invert(pipe, x, texts(family, 3), precompute=(), **settings)
         assert cut.stats.precomputed == family.precomputes
@@ -212,7 +212,8 @@ def test_graphs(made, monkeypatch):
     monkeypatch.setattr(Denoiser, "uncapturable", None)
     release()
     for scale in family.scales:
-        settings = {**STEPS, "num_inference_steps": 5, "guidance_scale": scale, "runtime": "eager", **told(family, 3)}
+        settings = {**STEPS, "num_inference_steps": 5, "guidance_scale": scale, "runtime": "eager"}
+        settings |= told(family, 3, scale)
         x = drawn(family, 3)
         plain = invert(pipe, x, texts(family, 3), cuda_graph=False, **settings)
         captured = invert(pipe, x, texts(family, 3), **settings)

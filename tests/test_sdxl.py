@@ -147,7 +147,9 @@ def test_embeddings_in_place_of_prompts(pipe, latents):
     assert torch.equal(back, reconstruct(pipe, wanted, output_type="latent").latents)
     with pytest.raises(ValueError, match=r"prompt_embeds needs pooled_prompt_embeds beside it, \(1 or 2, 16\)"):
         reconstruct(pipe, found, prompt_embeds=given["prompt_embeds"])
-    with pytest.warns(UserWarning, match=r"the other conditions \(pooled embeddings, sizes, labels\) are not what"):
+    with pytest.warns(
+        UserWarning, match=r"the other conditions \(pooled embeddings, sizes, labels, images\) are not what"
+    ):
         reconstruct(pipe, wanted, original_size=(8, 8), output_type="latent")
 
 

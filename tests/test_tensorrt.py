@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionXLControlNetPipeline, UNet2DConditionModel
 from exact import as_exact_as_eager
-from families import deepfloyd, dit
+from families import WIDTH, deepfloyd, dit, with_controlnets, with_image_prompts
 from test_runtimes import TIMES, evaluated, ready
 from tiny import seeded, spec, stable_diffusion, stable_diffusion_xl
 from together import Meeting, together
@@ -26,6 +26,14 @@ NETWORKS = {
     "SDXL": (stable_diffusion_xl, {"encoder_hidden_states": (12, 64), "text_embeds": (16,), "time_ids": (6,)}),
     "DiT": (lambda: seeded(dit), {"x": (4, 8, 8)}),
     "IF": (lambda: seeded(deepfloyd), {"x": (3, 16, 16), "encoder_hidden_states": (12, 32)}),
+    "IP-Adapter": (with_image_prompts, {"encoder_hidden_states": (12, 32), "image_embeds_0": (1, WIDTH)}),
+    "ControlNet, SDXL": (
+        lambda: with_controlnets(StableDiffusionXLControlNetPipeline, stable_diffusion_xl),
+        {
+            **{"encoder_hidden_states": (12, 64), "text_embeds": (16,), "time_ids": (6,)},
+            **{"control_image_0": (3, 128, 64), "control_scales": (1,)},
+        },
+    ),
 }
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 CAPABILITIES = [86, 89, 120]

@@ -68,6 +68,7 @@ def sdxl_unet(width: int = 32, **config) -> UNet2DConditionModel:
 def spec(module, example_inputs, dtype=torch.float32, device="cpu", **changes) -> Spec:
     """What a runtime is told of a UNet."""
     factor = 2 ** max(0, len(getattr(getattr(module, "unet", module), "up_blocks", ())) - 1)
+    factor = 1 if hasattr(module, "controlnet") else factor  # its control images have sides as well
     given = {"identity": lambda: fingerprint(module).exact, "axes": axes(example_inputs, factor), **changes}
     return Spec(torch.device(device), dtype, **given)
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from invfast import flows
 from invfast.adapters import door
 from invfast.adapters.session import exclusive, session
 from invfast.denoiser import Condition, Denoiser, Form, Reading
@@ -51,6 +50,8 @@ class Adapter(ABC):
     """Its classes in diffusers; a subclass counts where it has the same parts."""
     takes: ClassVar[tuple[str, ...]] = ()
     """What it may be told of the images beside prompt and embeddings, by diffusers' names."""
+    again: ClassVar[tuple[str, ...]] = ()
+    """What of that no file holds, tensors and images, so that the way back needs it again."""
 
     def __init__(
         self,
@@ -179,9 +180,6 @@ class Adapter(ABC):
 
     def _calibration(self, example: Mapping[str, torch.Tensor]) -> Calibration:
         """What int8 is calibrated on, for inputs like these."""
-
-        if flows.is_flow(self.pipe.scheduler):
-            raise ValueError("int8 is calibrated along a grid of betas, and rectified flow has none; take bfloat16")
 
         def network() -> torch.nn.Module:
             clone = private(self.denoiser.network.module, torch.float32, torch.preserve_format)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin
 
+from invfast.adapters import image_prompts, unets
+
 PAST = ("faster_cache", "pyramid_attention", "fbc_", "mag_cache", "sea_cache", "taylorseer", "DeepCache", "deepcache")
 """How names of hooks begin that reuse what earlier steps computed."""
 ADDITIONS = {
@@ -57,7 +59,9 @@ def channels(pipe: Any, part: str = "vae") -> int:
     return vae.config.latent_channels
 
 
-def unfit(unet: Any, channels: int, filled: tuple[str | None, ...] = (None,), labels: bool = False) -> Iterator[str]:
+def unfit(
+    unet: Any, channels: int, filled: tuple[str | None, ...] = (None,), labels: bool = False, images: bool = False
+) -> Iterator[str]:
     """What of a UNet would be ignored, or ends in the middle, as sentences with the remedy.
 
     Args:
@@ -65,6 +69,7 @@ def unfit(unet: Any, channels: int, filled: tuple[str | None, ...] = (None,), la
         channels: of its latents.
         filled: kinds of added embeddings that the family gives.
         labels: whether it gives class labels.
+        images: whether it gives an IP-Adapter its images.
     """
     name = type(unet).__name__
     if isinstance(unet, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
@@ -89,9 +94,12 @@ def unfit(unet: Any, channels: int, filled: tuple[str | None, ...] = (None,), la
     if config.get("addition_embed_type") not in filled:
         kind = config.get("addition_embed_type")
         yield f"its network needs added embeddings of kind {kind!r}, which this family does not make; load its own kind"
-    if config.get("encoder_hid_dim_type") not in (None, "text_proj"):
+    projected = unets.projected(module)
+    if projected == unets.IMAGE_PROMPTS and images:
+        yield from image_prompts.unfit(module)
+    elif projected not in (None, "text_proj"):
         yield (
-            f"its network needs image embeddings ({config.encoder_hid_dim_type}), as with an IP-Adapter; call "
+            f"its network needs image embeddings ({projected}), as with an IP-Adapter; call "
             "pipe.unload_ip_adapter(), or load a model without"
         )
     if config.get("attention_type", "default") != "default":

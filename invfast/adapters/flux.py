@@ -9,10 +9,8 @@ import torch
 from invfast import flows
 from invfast.adapters import texts
 from invfast.adapters.base import Prompts
-from invfast.adapters.rectified_flow import RectifiedFlow, Timed, linspaced, packed, unpacked
+from invfast.adapters.rectified_flow import POOLED, UNCALIBRATED, RectifiedFlow, Timed, linspaced, packed, unpacked
 from invfast.denoiser import EMBEDS, Condition, Form
-
-GUIDANCE, POOLED = "guidance", "pooled_projections"
 
 
 class Flux(RectifiedFlow):
@@ -25,7 +23,8 @@ class Flux(RectifiedFlow):
     pipelines = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
     network = "FluxTransformer2DModel"
     second_texts = ("prompt_2",)
-    takes: ClassVar[tuple[str, ...]] = ("prompt_2", "pooled_prompt_embeds")
+    takes: ClassVar[tuple[str, ...]] = ("prompt_2", *POOLED[:1])
+    again = POOLED[:1]
 
     def unfit(self) -> list[str | None]:
         found = super().unfit()
@@ -38,7 +37,7 @@ class Flux(RectifiedFlow):
         return self.transformer.config.in_channels // 4
 
     def form(self) -> Form:
-        return Form(self.channels, flat=lambda network: Timed(network, _ask), repeats=False)
+        return Form(self.channels, flat=lambda network: Timed(network, _ask), repeats=False, uncalibrated=UNCALIBRATED)
 
     def encoders(self) -> dict[str, Any]:
         names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -58,9 +57,9 @@ class Flux(RectifiedFlow):
         batch, config = len(latents), self.transformer.config
         widths = config.joint_attention_dim, config.pooled_projection_dim
         rows = texts.pooled(self, batch, prompts.texts, prompts.embeds, prompts.more, self._encode, widths)
-        static = dict(zip((EMBEDS, POOLED), rows, strict=True))
+        static = dict(zip((EMBEDS, "pooled_projections"), rows, strict=True))
         if config.guidance_embeds:
-            static[GUIDANCE] = torch.full((batch,), float(guidance_scale), device=self.device)
+            static["guidance"] = torch.full((batch,), float(guidance_scale), device=self.device)
         return static, None
 
     def _encode(self, said: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,9 @@ from invfast.adapters.autoencoder import Autoencoder
 from invfast.adapters.base import Adapter
 from invfast.arguments import each
 
+UNCALIBRATED = "its ranges are measured along a grid of betas, and rectified flow has none; take bfloat16"
+POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
 
 class RectifiedFlow(Adapter):
     """Latents are whole patches of a VAE's; the grid is the scheduler's own, shifted as the pipeline shifts it.

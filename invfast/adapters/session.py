@@ -103,7 +103,7 @@ def _lower(pipe: Any, calls: list[Call]) -> None:
 def exclusive(pipe: Any, still: Collection[torch.nn.Module] = ()) -> Iterator[None]:
     """Holds the locks of those parts of a pipeline that hooks move or cast, always in one order."""
     parts = {id(part): part for part in pipe.components.values() if isinstance(part, torch.nn.Module)}
-    known = set(map(id, still))
+    known = {id(each) for part in still for each in (part, *part.children())}  # one may be made of several
     # Two uses at once would take weights from each other.
     hooked = [part for key, part in parts.items() if key not in known and any(map(is_hooked, part.modules()))]
     with ExitStack() as stack:

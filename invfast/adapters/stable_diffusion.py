@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from invfast.adapters import door, texts, unets
+from invfast.adapters import controlnets, door, steering, texts, unets
 from invfast.adapters.autoencoder import Autoencoder
 from invfast.adapters.base import Adapter, Prompts
 from invfast.denoiser import Condition, Form
@@ -26,17 +26,25 @@ class StableDiffusion(Adapter):
         "StableDiffusionInpaintPipeline",
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
     )
+    takes, again = steering.TAKES, steering.IMAGES
 
     def unfit(self) -> Iterator[str | None]:
-        yield from door.unfit(self.pipe.unet, door.channels(self.pipe))
+        found = list(door.unfit(self.pipe.unet, door.channels(self.pipe), images=True))
+        yield from found or controlnets.unfit(self.pipe)
         yield door.patched(self.pipe)
 
+    def check(self, batch: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        return steering.check(self.pipe, super().check(batch, more))
+
     def parts(self) -> dict[str, torch.nn.Module]:
-        return {"network": self.pipe.unet, "vae": self.pipe.vae}
+        return {"network": controlnets.network(self.pipe), "vae": self.pipe.vae}
 
     def form(self) -> Form:
-        return unets.form(self.pipe.unet)
+        return controlnets.form(self.pipe)
 
     def encoders(self) -> dict[str, Any]:
         return {name: getattr(self.pipe, name, None) for name in ("text_encoder", "tokenizer")}
@@ -67,4 +75,5 @@ class StableDiffusion(Adapter):
             return self.pipe.encode_prompt(text, self.device, 1, False)[:1]
 
         positive, negative = texts.conditions(self, len(latents), prompts, guidance_scale, encode)
-        return {**positive, **unets.guided(self.pipe, len(latents), guidance_scale, self.device)}, negative
+        positive |= unets.guided(self.pipe, len(latents), guidance_scale, self.device)
+        return steering.steered(self, latents, prompts.more, (positive, negative))

@@ -9,10 +9,8 @@ import torch
 
 from invfast.adapters import texts
 from invfast.adapters.base import Prompts
-from invfast.adapters.rectified_flow import RectifiedFlow, Timed
+from invfast.adapters.rectified_flow import POOLED, UNCALIBRATED, RectifiedFlow, Timed
 from invfast.denoiser import EMBEDS, Condition, Form
-
-POOLED = "pooled_projections"
 
 
 class StableDiffusion3(RectifiedFlow):
@@ -25,8 +23,9 @@ class StableDiffusion3(RectifiedFlow):
     second_texts = ("prompt_2", "prompt_3")
     takes: ClassVar[tuple[str, ...]] = (
         *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
-        *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+        *POOLED,
     )
+    again = POOLED
 
     def unfit(self) -> list[str | None]:
         found = super().unfit()
@@ -39,7 +38,7 @@ class StableDiffusion3(RectifiedFlow):
         return self.transformer.config.patch_size
 
     def form(self) -> Form:
-        return Form(self.channels, flat=lambda network: Timed(network, _ask), repeats=False)
+        return Form(self.channels, flat=lambda network: Timed(network, _ask), repeats=False, uncalibrated=UNCALIBRATED)
 
     def encoders(self) -> dict[str, Any]:
         # Without the third, T5, the pipeline puts zeros where its output belongs.
@@ -71,7 +70,7 @@ class StableDiffusion3(RectifiedFlow):
         config = self.transformer.config
         widths = config.joint_attention_dim, config.pooled_projection_dim
         rows = texts.pooled(self, batch, said, embeds, more, self._encode, widths, prefix, self.second_texts)
-        return dict(zip((EMBEDS, POOLED), rows, strict=True))
+        return dict(zip((EMBEDS, "pooled_projections"), rows, strict=True))
 
     def _encode(self, said: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         found = self.pipe.encode_prompt(*said, device=self.device, do_classifier_free_guidance=False)

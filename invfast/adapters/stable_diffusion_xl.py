@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 
-from invfast.adapters import door, texts, unets
+from invfast import arguments
+from invfast.adapters import controlnets, door, steering, texts, unets
 from invfast.adapters.autoencoder import Autoencoder
 from invfast.adapters.base import Adapter, Prompts
-from invfast.arguments import each
 from invfast.denoiser import EMBEDS, Condition, Form
 
 TEXTS = ("prompt_2", "negative_prompt_2")
@@ -31,13 +30,17 @@ class StableDiffusionXL(Adapter):
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
     )
-    takes: ClassVar[tuple[str, ...]] = (*TEXTS, *POOLED, *SIZES, *NEGATIVE_SIZES)
+    takes: ClassVar[tuple[str, ...]] = (*TEXTS, *POOLED, *SIZES, *NEGATIVE_SIZES, *steering.TAKES)
+    again: ClassVar[tuple[str, ...]] = (*POOLED, *steering.IMAGES)
 
     def unfit(self) -> Iterator[str | None]:
         unet, encoder = self.pipe.unet, self.pipe.text_encoder_2
-        found = list(door.unfit(unet, door.channels(self.pipe), ("text_time",)))
-        yield from (*found, door.patched(self.pipe))
+        found = list(door.unfit(unet, door.channels(self.pipe), ("text_time",), images=True))
+        yield from (*(found or controlnets.unfit(self.pipe)), door.patched(self.pipe))
         if found:
             return
         if self.pipe.config.get("requires_aesthetics_score"):
@@ -48,22 +51,22 @@ class StableDiffusionXL(Adapter):
                 yield f"its second text encoder pools to {width} numbers, its network takes {self._pooled_width()}"
 
     def parts(self) -> dict[str, torch.nn.Module]:
-        return {"network": self.pipe.unet, "vae": self.pipe.vae}
+        return {"network": controlnets.network(self.pipe), "vae": self.pipe.vae}
 
     def form(self) -> Form:
-        return unets.form(self.pipe.unet)
+        return controlnets.form(self.pipe)
 
     def encoders(self) -> dict[str, Any]:
         names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
         return {name: getattr(self.pipe, name, None) for name in names}
 
     def check(self, batch: int, more: Mapping[str, Any]) -> dict[str, Any]:
-        found = super().check(batch, more)
+        found = steering.check(self.pipe, super().check(batch, more))
         for name, value in found.items():
             if name in TEXTS:
-                found[name] = each(value, batch, name)
-            elif name not in POOLED:
-                found[name] = _pair(name, value)
+                found[name] = arguments.each(value, batch, name)
+            elif name in (*SIZES, *NEGATIVE_SIZES):
+                found[name] = arguments.pair(name, value)
         lone = [name for name in NEGATIVE_SIZES[::2] if name in found]
         if len(lone) == 1:
             raise ValueError("negative_original_size and negative_target_size go together; pass both or neither")
@@ -81,6 +84,10 @@ class StableDiffusionXL(Adapter):
 
     @torch.no_grad()
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
+        return steering.steered(self, latents, prompts.more, self._told(latents, prompts, guidance_scale))
+
+    def _told(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:
+        """Texts and sizes."""
         batch, more = len(latents), prompts.more
         own = [side * self.pipe.vae_scale_factor for side in latents.shape[2:]]
         sizes = [more.get(name, (0, 0) if "crops" in name else own) for name in SIZES]
@@ -117,10 +124,3 @@ class StableDiffusionXL(Adapter):
     def _pooled_width(self) -> int:
         unet = self.pipe.unet
         return unet.add_embedding.linear_1.in_features - 6 * unet.config.addition_time_embed_dim
-
-
-def _pair(name: str, value: Any) -> list[int]:
-    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    if len(numbers) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in numbers):
-        raise ValueError(f"{name} must be two integers of at least 0, (height, width) or (top, left), got {value!r}")
-    return [int(n) for n in numbers]

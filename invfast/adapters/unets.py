@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,16 +14,25 @@ from invfast.denoiser.clone import as_it_is
 
 LEADING = (EMBEDS, GUIDANCE, "class_labels")
 """Inputs that a UNet takes by these names itself."""
+IMAGE_PROMPTS, IMAGES = "ip_image_proj", "image_embeds_"
+"""An IP-Adapter's encoder_hid_dim_type, and how the inputs of its images begin, one an adapter."""
+
+UNCALIBRATED = "its ranges are measured on texts, and this network takes"
+"""How a form says that int8 is not for networks that are shown images."""
 
 
 def form(unet: torch.nn.Module) -> Form:
     """Of a UNet2DConditionModel or a UNet2DModel."""
-    return Form(unet.config.in_channels, halvings(unet), _flat, _in_float(unet))
+    found = Form(unet.config.in_channels, halvings(unet), _flat, _in_float(unet))
+    if projected(unet) != IMAGE_PROMPTS:
+        return found
+    return replace(found, uncalibrated=f"{UNCALIBRATED} images too; take another dtype")
 
 
 def _flat(unet: torch.nn.Module) -> torch.nn.Module:
-    nested, config = unet.config.get("addition_embed_type") is not None, unet.config
-    return Flat(unet) if nested or config.out_channels != config.in_channels else unet
+    config = unet.config
+    added = config.get("addition_embed_type") is not None or projected(unet) == IMAGE_PROMPTS
+    return Flat(unet) if added or config.out_channels != config.in_channels else unet
 
 
 class Flat(torch.nn.Module):
@@ -34,19 +45,36 @@ class Flat(torch.nn.Module):
     def __init__(self, unet: torch.nn.Module) -> None:
         super().__init__()
         self.channels = unet.config.in_channels
-        sizes = unet.config.get("addition_embed_type") == "text_time" and unet.add_time_proj is not None
-        if sizes and as_it_is(unet) is None:  # else it is the caller's
-            own, unet = unet, copy.copy(unet)
-            unet._modules = {**own._modules, "add_time_proj": _InDtype(own.add_time_proj)}
-        self.unet = unet
+        self.unet = in_dtype(unet)
 
     def forward(
         self, x: torch.Tensor, t: torch.Tensor, return_dict: bool = False, **static: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        given: dict[str, Any] = {name: static.pop(name) for name in LEADING if name in static}
-        if static:
-            given["added_cond_kwargs"] = static
-        return (self.unet(x, t, **given, return_dict=False)[0][:, : self.channels],)
+        return (self.unet(x, t, **nested(static), return_dict=False)[0][:, : self.channels],)
+
+
+def projected(unet: torch.nn.Module) -> str | None:
+    """What it projects before its layers read it: loaders of IP-Adapters set the attribute, not the item."""
+    return getattr(unet.config, "encoder_hid_dim_type", None)
+
+
+def nested(static: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a UNet takes, of flat inputs: by their own names, or among its added conditions."""
+    added: dict[str, Any] = dict(static)
+    given: dict[str, Any] = {name: added.pop(name) for name in LEADING if name in added}
+    count = sum(name.startswith(IMAGES) for name in added)
+    if count:
+        added["image_embeds"] = [added.pop(f"{IMAGES}{j}") for j in range(count)]
+    return {**given, "added_cond_kwargs": added} if added else given
+
+
+def in_dtype(network: torch.nn.Module) -> torch.nn.Module:
+    """A private network whose sinusoids of sizes are in their dtype; one of the caller's is left as it is."""
+    if getattr(network, "add_time_proj", None) is None or as_it_is(network) is not None:
+        return network
+    found = copy.copy(network)
+    found._modules = {**network._modules, "add_time_proj": _InDtype(network.add_time_proj)}
+    return found
 
 
 class _InDtype(torch.nn.Module):

@@ -70,6 +70,8 @@ class Denoiser:
             identity=lambda: self.identity,
             refused=form.refused,
         )
+        if self.dtype == torch.int8 and form.uncalibrated:
+            raise ValueError(f"dtype='int8' is unavailable: {form.uncalibrated}")
         self.latent_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.precomputed = self._precomputed(precompute)
         self.quantised: str | None = None

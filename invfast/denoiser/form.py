@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from invfast.denoiser.precompute import EMBEDS
+
 
 def _as_it_is(module: torch.nn.Module) -> torch.nn.Module:
     return module
@@ -25,6 +27,7 @@ class Form:
         in_float: what int8 leaves in floating point, patterns of the names of its parts.
         repeats: whether a text whose tokens all occur twice says the same to it, as where nothing else is attended to.
         refused: runtimes that cannot run it, and why, as sentences.
+        uncalibrated: why int8 ranges cannot be measured for it, as a sentence; None where they can.
     """
 
     channels: int
@@ -33,13 +36,14 @@ class Form:
     in_float: tuple[str, ...] = ()
     repeats: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)
+    uncalibrated: str | None = None
 
 
 def axes(inputs: Mapping[str, torch.Tensor], factor: int) -> dict[str, dict[int, int]]:
     """Of each input the axes that any length may take, and what that is a multiple of.
 
-    Samples; tokens of what has three axes; the sides of "x", where they are multiples of the factor. Not the time "t".
+    Samples; tokens of the text; the sides of "x", where they are multiples of the factor. Not the time "t".
     """
-    found = {name: {0: 1} | ({1: 1} if value.ndim == 3 else {}) for name, value in inputs.items()}
+    found = {name: {0: 1} | ({1: 1} if name == EMBEDS else {}) for name in inputs}
     even = factor > 1 and all(side % factor == 0 for side in inputs["x"].shape[2:])
     return {**found, "x": {0: 1} | ({2: factor, 3: factor} if even else {}), "t": {}}

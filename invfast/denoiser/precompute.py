@@ -227,7 +227,8 @@ def _layers(named: Sequence[tuple[torch.nn.Module, str]]) -> list[torch.nn.Modul
 
 
 def _private(layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> torch.nn.Module:
-    return private(torch.nn.ModuleList(layers), dtype, torch.preserve_format)
+    found = torch.nn.ModuleList(layers)
+    return private(found, dtype, torch.preserve_format) if layers else found
 
 
 def _cross_attention(network: torch.nn.Module) -> list[Attention]:
