@@ -42,7 +42,7 @@ accuracy-quick: $(VENV)/.eval $(VENV)/.train
 
 # The Triton kernels under the interpreter, then every kernel compiled for its targets, its row in docs/kernels.md.
 kernels: $(VENV)/.test
-	$(BIN)/python -m pytest -q -p no:xdist tests/test_triton.py
+	$(BIN)/python -m pytest -q -p no:xdist -m "" tests/test_triton.py
 	$(BIN)/python -m benchmarks.kernels --write
 
 # By default glibc gives memory back and faults it in again, 6 to 16 % of a training step.

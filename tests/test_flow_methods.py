@@ -264,7 +264,10 @@ def models():
     return demo.load_pipeline(), demo.load_pipeline("flow")
 
 
-@pytest.mark.parametrize("name", ["ddim", "edict", "anderson", "obelm", "bdia", "euler", "rf_solver", "fireflow"])
+SLOWER = [pytest.param(each, marks=pytest.mark.slow) for each in ("anderson", "edict", "bdia", "euler", "rf_solver")]
+
+
+@pytest.mark.parametrize("name", ["ddim", "obelm", "fireflow", *SLOWER])
 def test_on_the_exact_flow_of_the_bundled_model(name, models, samples):
     """In its own variables each method comes back; what is solved is the same x_T as in the VP form."""
     vp, pipe = models

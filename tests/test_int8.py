@@ -37,6 +37,7 @@ def entries():
     return {entry.key: entry for entry in Cache().entries() if "int8" in entry.inputs}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs")
 def test_an_exact_method_undoes_a_quantised_network(pipe, images, tmp_path):
     found = {}

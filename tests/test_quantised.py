@@ -87,6 +87,50 @@ def test_they_invert_and_rebuild_as_the_pipeline_itself_does(kind, peach, tmp_pa
     assert distance(found, pipe("noto peach", 64, 64, again, **given).images) < 1e-5
 
 
+def four_bits(layer, bitsandbytes):
+    made = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, compute_dtype=torch.float32)
+    made.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+    return made
+
+
+def eight_bits(layer, bitsandbytes):
+    made = bitsandbytes.nn.Linear8bitLt(layer.in_features, layer.out_features, has_fp16_weights=False)
+    made.weight = bitsandbytes.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    return made
+
+
+def of_a_gguf_file(layer, gguf):
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+    kind = gguf.GGMLQuantizationType.Q8_0
+    made = GGUFLinear(layer.in_features, layer.out_features, True, compute_dtype=torch.float32)
+    made.weight = GGUFParameter(torch.from_numpy(gguf.quants.quantize(layer.weight.detach().numpy(), kind)), kind)
+    return made
+
+
+LAYERS = {"nf4": ("bitsandbytes", four_bits), "int8": ("bitsandbytes", eight_bits), "Q8_0": ("gguf", of_a_gguf_file)}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_of_other_libraries(kind):
+    """bitsandbytes' and GGUF's, where these are installed; they are in no extra."""
+    library, make = LAYERS[kind]
+    library = pytest.importorskip(library)
+    pipe, x = stable_diffusion(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    for part in pipe.unet.modules():
+        for name, layer in list(part.named_children()):
+            if type(layer) is nn.Linear and layer.bias is not None and layer.in_features % 32 == 0:
+                new = make(layer, library)
+                new.bias = layer.bias
+                setattr(part, name, new.to("cpu"))
+    found = invert(pipe, x, ["a cat", ""], method="anderson", num_inference_steps=4)
+    assert "and runs as it is" in found.stats.reason
+    assert found.provenance["network.weights"] is None  # cannot tell
+    back = reconstruct(pipe, found, output_type="latent").latents
+    given = {"latents": found.latents, "guidance_scale": 1, "output_type": "latent"}
+    assert distance(back, pipe(["a cat", ""], 64, 64, 4, **given).images) < 1e-5
+
+
 def test_the_dtype_is_that_of_the_arithmetic():
     pipe = stable_diffusion()
     casting(torch.float8_e4m3fn)(pipe)

@@ -110,8 +110,13 @@ def inversions_are_eagers(runtime, pipe, images, prompts, **options):
 
 
 # The v-prediction network is the bundled one rewritten: the operations of "sd", and the slowest to convert.
-FAST = [("openvino", "sd"), ("openvino", "unconditional")]
-SLOW = [("openvino", "v_prediction"), ("openvino", "sdxl"), *(("compile", name) for name in NETWORKS)]
+FAST = [("openvino", "sd")]
+SLOW = [
+    ("openvino", "unconditional"),
+    ("openvino", "v_prediction"),
+    ("openvino", "sdxl"),
+    *(("compile", name) for name in NETWORKS),
+]
 
 
 @pytest.mark.parametrize(("runtime", "name"), [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)])
@@ -151,7 +156,8 @@ def test_images_that_are_done_are_left_out(tiny, samples):
     assert got.stats.evaluations == wanted.stats.evaluations == (20, 21, 20)
 
 
-@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 0.3])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_a_lora_counts(scale, peach):
     pipe = stable_diffusion()
     plain = inverting(pipe, peach, "openvino")().latents

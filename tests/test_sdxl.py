@@ -153,7 +153,8 @@ def test_embeddings_in_place_of_prompts(pipe, latents):
         reconstruct(pipe, wanted, original_size=(8, 8), output_type="latent")
 
 
-@pytest.mark.parametrize("runtime", [*EXPORTING, pytest.param("onnxruntime", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", [*EXPORTING, "onnxruntime"])
 def test_every_runtime(runtime, pipe, latents):
     settings = {"method": "ddim", "num_inference_steps": 2, "save_trajectory": True}
     exact = invert(pipe, latents, PROMPTS, dtype="float64", **settings).trajectory

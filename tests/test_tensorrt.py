@@ -96,6 +96,7 @@ def build(module, inputs, dtype, capabilities, monkeypatch):
     return engines
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_engines_are_built_and_come_back(own_cache, monkeypatch):
     module = Toy().eval()

@@ -20,6 +20,7 @@ if importlib.util.find_spec("triton") is None:
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow  # `make kernels` runs it too
 @pytest.mark.timeout(900)  # half a minute alone, many on a busy machine
 def test_interpreter():
     """In a child process, for the interpreter must be chosen before triton is imported."""

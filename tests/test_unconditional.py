@@ -82,7 +82,9 @@ CONDITIONAL = {
 }
 
 
-@pytest.mark.parametrize("case", CONDITIONAL)
+@pytest.mark.parametrize(
+    "case", ["both", *(pytest.param(case, marks=pytest.mark.slow) for case in ("learned variance", "classes"))]
+)
 def test_classes_and_learned_variances(case, picture, tmp_path):
     """As ADM's networks have them: the mean's three channels count, and labels are the condition."""
     config, labels = CONDITIONAL[case]
