@@ -104,7 +104,8 @@ def of_a_gguf_file(layer, gguf):
 
     kind = gguf.GGMLQuantizationType.Q8_0
     made = GGUFLinear(layer.in_features, layer.out_features, True, compute_dtype=torch.float32)
-    made.weight = GGUFParameter(torch.from_numpy(gguf.quants.quantize(layer.weight.detach().numpy(), kind)), kind)
+    quantised = torch.from_numpy(gguf.quants.quantize(layer.weight.detach().numpy(), kind))
+    made.weight = GGUFParameter(quantised, quant_type=kind)
     return made
 
 
