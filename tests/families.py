@@ -20,6 +20,9 @@ from diffusers import (
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
     LDMPipeline,
+    QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
+    QwenImagePipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
@@ -38,13 +41,12 @@ from tiny import (
     TOKENIZER,
     autoencoder,
     contracting,
-    flux,
     pixel_unet,
     seeded,
     stable_diffusion,
-    stable_diffusion_3,
     stable_diffusion_xl,
 )
+from tiny_transformers import flux, qwen_image, stable_diffusion_3
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -203,6 +205,17 @@ FAMILIES = {
         },
         (16, 10, 6),
         (1.0, 3.5),
+        texts=True,
+    ),
+    "Qwen-Image": Family(
+        {
+            QwenImagePipeline: qwen_image,
+            QwenImageImg2ImgPipeline: lambda: qwen_image(QwenImageImg2ImgPipeline),
+            QwenImageInpaintPipeline: lambda: qwen_image(QwenImageInpaintPipeline),
+        },
+        (16, 10, 6),
+        (1.0, 4.0),
+        exports=("compile",),
         texts=True,
     ),
     "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told={"class_labels": [1, 2, 3]}),

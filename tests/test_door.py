@@ -39,7 +39,6 @@ STAY_OUT = [
     "MarigoldDepthPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
-    "QwenImagePipeline",
     "SanaPipeline",
     "StableCascadeDecoderPipeline",
     "StableDiffusionAdapterPipeline",

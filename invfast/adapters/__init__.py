@@ -10,6 +10,7 @@ from invfast.adapters.deepfloyd import DeepFloyd
 from invfast.adapters.dit import DiT
 from invfast.adapters.flux import Flux
 from invfast.adapters.latent_diffusion import LatentDiffusion
+from invfast.adapters.qwen_image import QwenImage
 from invfast.adapters.stable_diffusion import StableDiffusion
 from invfast.adapters.stable_diffusion_3 import StableDiffusion3
 from invfast.adapters.stable_diffusion_xl import StableDiffusionXL
@@ -24,6 +25,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     DiT,
     StableDiffusion3,
     Flux,
+    QwenImage,
 )
 
 

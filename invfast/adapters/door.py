@@ -54,7 +54,7 @@ def channels(pipe: Any, part: str = "vae") -> int:
     vae, name = getattr(pipe, part), type(pipe).__name__
     if vae is None:
         raise ValueError(f"{name} cannot be inverted: it has no {part}, which images go through; load it with one")
-    return vae.config.latent_channels
+    return vae.config.get("latent_channels") or vae.config.z_dim
 
 
 def unfit(unet: Any, channels: int, filled: tuple[str | None, ...] = (None,), labels: bool = False) -> Iterator[str]:

@@ -10,9 +10,9 @@ from invfast import flows
 from invfast.adapters import texts
 from invfast.adapters.base import Prompts
 from invfast.adapters.rectified_flow import RectifiedFlow, Timed, linspaced, packed, unpacked
-from invfast.denoiser import EMBEDS, Condition, Form
+from invfast.denoiser import EMBEDS, SCALE, Condition, Form
 
-GUIDANCE, POOLED = "guidance", "pooled_projections"
+POOLED = "pooled_projections"
 
 
 class Flux(RectifiedFlow):
@@ -60,7 +60,7 @@ class Flux(RectifiedFlow):
         rows = texts.pooled(self, batch, prompts.texts, prompts.embeds, prompts.more, self._encode, widths)
         static = dict(zip((EMBEDS, POOLED), rows, strict=True))
         if config.guidance_embeds:
-            static[GUIDANCE] = torch.full((batch,), float(guidance_scale), device=self.device)
+            static[SCALE] = torch.full((batch,), float(guidance_scale), device=self.device)
         return static, None
 
     def _encode(self, said: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:

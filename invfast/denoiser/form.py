@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from invfast.denoiser.precompute import MASK
+
 
 def _as_it_is(module: torch.nn.Module) -> torch.nn.Module:
     return module
@@ -25,6 +27,9 @@ class Form:
         in_float: what int8 leaves in floating point, patterns of the names of its parts.
         repeats: whether a text whose tokens all occur twice says the same to it, as where nothing else is attended to.
         refused: runtimes that cannot run it, and why, as sentences.
+        combine: makes one output of both branches' under guidance, (conditional, unconditional, scale (B,)) -> (B, C,
+            h, w), where that is no weighted sum; the scale is then the static input "guidance", which the network does
+            not see. None leaves both to the rows.
     """
 
     channels: int
@@ -33,13 +38,15 @@ class Form:
     in_float: tuple[str, ...] = ()
     repeats: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)
+    combine: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
 
 def axes(inputs: Mapping[str, torch.Tensor], factor: int) -> dict[str, dict[int, int]]:
     """Of each input the axes that any length may take, and what that is a multiple of.
 
-    Samples; tokens of what has three axes; the sides of "x", where they are multiples of the factor. Not the time "t".
+    Samples; tokens of what has three axes, and of their mask; the sides of "x", where they are multiples of the factor.
+    Not the time "t".
     """
-    found = {name: {0: 1} | ({1: 1} if value.ndim == 3 else {}) for name, value in inputs.items()}
+    found = {name: {0: 1} | ({1: 1} if value.ndim == 3 or name == MASK else {}) for name, value in inputs.items()}
     even = factor > 1 and all(side % factor == 0 for side in inputs["x"].shape[2:])
     return {**found, "x": {0: 1} | ({2: factor, 3: factor} if even else {}), "t": {}}
