@@ -34,6 +34,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     VQModel,
+    ZImageImg2ImgPipeline,
+    ZImageInpaintPipeline,
+    ZImagePipeline,
 )
 from test_unconditional import pixel_pipeline
 from tiny import (
@@ -46,7 +49,7 @@ from tiny import (
     stable_diffusion,
     stable_diffusion_xl,
 )
-from tiny_transformers import flux, qwen_image, stable_diffusion_3
+from tiny_transformers import flux, qwen_image, stable_diffusion_3, z_image
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -212,6 +215,17 @@ FAMILIES = {
             QwenImagePipeline: qwen_image,
             QwenImageImg2ImgPipeline: lambda: qwen_image(QwenImageImg2ImgPipeline),
             QwenImageInpaintPipeline: lambda: qwen_image(QwenImageInpaintPipeline),
+        },
+        (16, 10, 6),
+        (1.0, 4.0),
+        exports=("compile",),
+        texts=True,
+    ),
+    "Z-Image (Turbo)": Family(
+        {
+            ZImagePipeline: z_image,
+            ZImageImg2ImgPipeline: lambda: z_image(ZImageImg2ImgPipeline),
+            ZImageInpaintPipeline: lambda: z_image(ZImageInpaintPipeline),
         },
         (16, 10, 6),
         (1.0, 4.0),

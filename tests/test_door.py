@@ -58,7 +58,6 @@ STAY_OUT = [
     "UnCLIPPipeline",
     "UniDiffuserPipeline",
     "WanPipeline",
-    "ZImagePipeline",
 ]
 
 

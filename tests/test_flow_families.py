@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from families import FAMILIES
-from tiny_transformers import flux, qwen_image, stable_diffusion_3
+from tiny_transformers import flux, qwen_image, stable_diffusion_3, z_image
 from toy import distance
 
 from invfast import Inversion, grids, invert, metrics, reconstruct
@@ -20,6 +20,7 @@ FLOW = {
     "Stable Diffusion 3, 3.5": stable_diffusion_3,
     "FLUX.1 (dev, schnell)": flux,
     "Qwen-Image": qwen_image,
+    "Z-Image (Turbo)": z_image,
 }
 pytestmark = pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
 
@@ -162,6 +163,7 @@ CASES = {
         asking_flux,
     ),
     "qwen": (qwen_image, asking_qwen),
+    "z-image": (z_image, asking_z_image),
 }
 NEGATIVE = {name: ["", "none"] for name in ("qwen", "z-image", "sana")}
 

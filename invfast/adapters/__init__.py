@@ -15,6 +15,7 @@ from invfast.adapters.stable_diffusion import StableDiffusion
 from invfast.adapters.stable_diffusion_3 import StableDiffusion3
 from invfast.adapters.stable_diffusion_xl import StableDiffusionXL
 from invfast.adapters.unconditional import Unconditional
+from invfast.adapters.z_image import ZImage
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     StableDiffusion,
@@ -26,6 +27,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     StableDiffusion3,
     Flux,
     QwenImage,
+    ZImage,
 )
 
 
