@@ -23,6 +23,7 @@ from diffusers import (
     QwenImageImg2ImgPipeline,
     QwenImageInpaintPipeline,
     QwenImagePipeline,
+    SanaPipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
@@ -49,7 +50,7 @@ from tiny import (
     stable_diffusion,
     stable_diffusion_xl,
 )
-from tiny_transformers import flux, qwen_image, stable_diffusion_3, z_image
+from tiny_transformers import flux, qwen_image, sana, stable_diffusion_3, z_image
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -232,6 +233,7 @@ FAMILIES = {
         exports=("compile",),
         texts=True,
     ),
+    "Sana": Family({SanaPipeline: sana}, (16, 9, 7), (1.0, 4.5), exports=("compile", "openvino"), texts=True),
     "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told={"class_labels": [1, 2, 3]}),
 }
 

@@ -39,7 +39,6 @@ STAY_OUT = [
     "MarigoldDepthPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
-    "SanaPipeline",
     "StableCascadeDecoderPipeline",
     "StableDiffusionAdapterPipeline",
     "StableDiffusionControlNetPipeline",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from families import FAMILIES
-from tiny_transformers import flux, qwen_image, stable_diffusion_3, z_image
+from tiny_transformers import flux, qwen_image, sana, stable_diffusion_3, z_image
 from toy import distance
 
 from invfast import Inversion, grids, invert, metrics, reconstruct
@@ -21,6 +21,7 @@ FLOW = {
     "FLUX.1 (dev, schnell)": flux,
     "Qwen-Image": qwen_image,
     "Z-Image (Turbo)": z_image,
+    "Sana": sana,
 }
 pytestmark = pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
 
@@ -164,6 +165,7 @@ CASES = {
     ),
     "qwen": (qwen_image, asking_qwen),
     "z-image": (z_image, asking_z_image),
+    "sana": (sana, asking_sana),
 }
 NEGATIVE = {name: ["", "none"] for name in ("qwen", "z-image", "sana")}
 

@@ -11,6 +11,7 @@ from invfast.adapters.dit import DiT
 from invfast.adapters.flux import Flux
 from invfast.adapters.latent_diffusion import LatentDiffusion
 from invfast.adapters.qwen_image import QwenImage
+from invfast.adapters.sana import Sana
 from invfast.adapters.stable_diffusion import StableDiffusion
 from invfast.adapters.stable_diffusion_3 import StableDiffusion3
 from invfast.adapters.stable_diffusion_xl import StableDiffusionXL
@@ -28,6 +29,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     Flux,
     QwenImage,
     ZImage,
+    Sana,
 )
 
 
