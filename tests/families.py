@@ -20,6 +20,8 @@ from diffusers import (
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
     LDMPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
     QwenImageImg2ImgPipeline,
     QwenImageInpaintPipeline,
     QwenImagePipeline,
@@ -50,7 +52,7 @@ from tiny import (
     stable_diffusion,
     stable_diffusion_xl,
 )
-from tiny_transformers import flux, qwen_image, sana, stable_diffusion_3, z_image
+from tiny_transformers import flux, pixart, qwen_image, sana, stable_diffusion_3, z_image
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -234,6 +236,13 @@ FAMILIES = {
         texts=True,
     ),
     "Sana": Family({SanaPipeline: sana}, (16, 9, 7), (1.0, 4.5), exports=("compile", "openvino"), texts=True),
+    "PixArt-alpha, -sigma": Family(
+        {PixArtSigmaPipeline: pixart, PixArtAlphaPipeline: lambda: pixart(PixArtAlphaPipeline, 128)},
+        (4, 10, 6),
+        (1.0, 4.5),
+        exports=("compile", "openvino"),
+        texts=True,
+    ),
     "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told={"class_labels": [1, 2, 3]}),
 }
 

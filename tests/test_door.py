@@ -37,8 +37,6 @@ STAY_OUT = [
     "LattePipeline",
     "Lumina2Pipeline",
     "MarigoldDepthPipeline",
-    "PixArtAlphaPipeline",
-    "PixArtSigmaPipeline",
     "StableCascadeDecoderPipeline",
     "StableDiffusionAdapterPipeline",
     "StableDiffusionControlNetPipeline",

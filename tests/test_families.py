@@ -181,6 +181,7 @@ OWN = {
     "Latent diffusion without text": lambda pipe, x, t, rows: pipe.unet(x, t).sample,
     "DeepFloyd IF, first stage": by_text,
     "DiT": by_class,
+    "PixArt-alpha, -sigma": by_long_text,
 }
 """What pipelines without latents among their arguments ask of their networks."""
 

@@ -10,6 +10,7 @@ from invfast.adapters.deepfloyd import DeepFloyd
 from invfast.adapters.dit import DiT
 from invfast.adapters.flux import Flux
 from invfast.adapters.latent_diffusion import LatentDiffusion
+from invfast.adapters.pixart import PixArt
 from invfast.adapters.qwen_image import QwenImage
 from invfast.adapters.sana import Sana
 from invfast.adapters.stable_diffusion import StableDiffusion
@@ -30,6 +31,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     QwenImage,
     ZImage,
     Sana,
+    PixArt,
 )
 
 
