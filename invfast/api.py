@@ -79,10 +79,10 @@ def invert(
     Names and meanings are those of diffusers' pipelines.
 
     Args:
-        pipe: of Stable Diffusion 1.x, 2.x or XL, with IP-Adapters and ControlNets or without, Stable Diffusion 3.x, or
-            FLUX.1, a latent consistency model, DDPMPipeline or DDIMPipeline (`Adapter.pipelines`). Whatever its
-            scheduler, the grid is DDIM's over its betas, or of rectified flow Euler's over its sigmas, shifted as the
-            pipeline does for the image's size.
+        pipe: of Stable Diffusion 1.x, 2.x or XL, with IP-Adapters and ControlNets or without, Stable Diffusion 3.x,
+            FLUX.1, Qwen-Image, Z-Image, Sana, PixArt, a latent consistency model, DDPMPipeline or DDIMPipeline
+            (`Adapter.pipelines`). Whatever its scheduler, the grid is DDIM's over its betas, or of rectified flow
+            Euler's over its sigmas, shifted as the pipeline does for the image's size.
         image: PIL image, path, numpy array, torch tensor, or a list of them (`images.to_pixels` says which shapes and
             ranges), or latents (B, 4, h, w), finite floats, already scaled.
         prompt: one text for all images or one an image.
@@ -93,12 +93,13 @@ def invert(
         sigmas: explicit levels instead, of a rectified flow; the scheduler shifts them like its own.
         schedule: a grid of your own; replaces all three.
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
-            is a known failure (warned); below 1 is as 1.
+            is a known failure (warned); below 1 is as 1. Of Qwen-Image it is true_cfg_scale; of FLUX.1 and latent
+            consistency models an input of the network, without a second sample.
         negative_prompt: one text or one an image, for guidance above 1.
         prompt_embeds: (1 or B, tokens, width) floats, any number of tokens, in place of the prompt. A pipeline without
             text encoder and tokenizer takes nothing else.
         negative_prompt_embeds: likewise, in place of the negative prompt. Under guidance the shorter of the two is
-            repeated to the longer, so one length must be a multiple of the other.
+            repeated to the longer, so one length must be a multiple of the other; under a mask any will do.
         height: resize to this, a multiple of the VAE's factor; by default the images' own, rounded down.
         width: likewise.
         generator: for methods that draw noise; a list has one an image.
@@ -128,7 +129,8 @@ def invert(
             one or one an image, resized to the image's size (for several ControlNets a list of these), and
             controlnet_conditioning_scale, a number or one a ControlNet. Pixel-space pipelines with classes:
             class_labels, one or one an image. Stable Diffusion 3.x: prompt_2, prompt_3 and pooled embeddings, and
-            negative ones; FLUX.1: prompt_2 and pooled embeddings.
+            negative ones; FLUX.1: prompt_2 and pooled embeddings; Qwen-Image: prompt_embeds_mask, Sana and PixArt:
+            prompt_attention_mask, (1 or B, tokens), and negative ones.
 
     Returns:
         Inversion, its latents at the noise end of the grid, or where it was interrupted.
@@ -158,7 +160,7 @@ def invert(
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds, more)
         condition = model.condition(x, prompts, guidance_scale)
         problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
-        second = run.second(model, chosen, problem, prompts, x)
+        second = run.second(model, chosen, problem, prompts, x, guidance_scale)
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, second[1] if second else condition)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)

@@ -11,7 +11,7 @@ import torch
 
 from invfast.adapters import Adapter
 from invfast.ambient import numerics
-from invfast.denoiser import EMBEDS, GUIDANCE, Condition
+from invfast.denoiser import EMBEDS, MASK, SCALES, Condition
 from invfast.digests import tensor_digest
 from invfast.methods import Method
 from invfast.schedule import Schedule
@@ -76,8 +76,8 @@ def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:
     return {
         "betas": tensor_digest(getattr(pipe.scheduler, "alphas_cumprod", None)),
         **{f"{part}.{k}": getattr(of, k) for part, of in found.items() for k in ("weights", "settings", "unreadable")},
-        "prompt_embeds": _row_digests(positive.get(EMBEDS)),
-        "negative_prompt_embeds": _row_digests((negative or {}).get(EMBEDS)),
+        "prompt_embeds": _row_digests(positive.get(EMBEDS), positive.get(MASK)),
+        "negative_prompt_embeds": _row_digests((negative or {}).get(EMBEDS), (negative or {}).get(MASK)),
         "other_embeds": _row_digests(_beside(positive)),
         "negative_other_embeds": _row_digests(_beside(negative or {})),
         "numerics": numerics(model.device),
@@ -89,14 +89,19 @@ def _beside(branch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     found = [
         value.detach().double().flatten(1) if value.ndim > 1 else value.double().unsqueeze(1)
         for name, value in branch.items()
-        if name not in (EMBEDS, GUIDANCE)
+        if name not in (EMBEDS, MASK, *SCALES)
     ]
     return torch.cat([value.cpu() for value in found], 1) if found else None
 
 
-def _row_digests(rows: torch.Tensor | None) -> list[str] | None:
-    """One digest an image."""
-    return None if rows is None else [tensor_digest(row) for row in rows.detach().cpu()]
+def _row_digests(rows: torch.Tensor | None, mask: torch.Tensor | None = None) -> list[str] | None:
+    """One digest an image, of its words alone: how many tokens are none depends on its batch."""
+    if rows is None:
+        return None
+    each = rows.detach().cpu()
+    if mask is not None:
+        each = [row[words] for row, words in zip(each, mask.bool().cpu(), strict=True)]
+    return [tensor_digest(row) for row in each]
 
 
 def _place(condition: Condition) -> str | None:

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from invfast import arguments, ops
 from invfast.adapters import Adapter, Prompts
 from invfast.ambient import numerics, switches
-from invfast.denoiser import EMBEDS, GUIDANCE, Condition, Predictor, alike
+from invfast.denoiser import EMBEDS, MASK, SCALES, Condition, Predictor, alike
 from invfast.executors import SHORTEST, Captured, Executor, Plain, cuda_graphs
 from invfast.integrate import Hooks, Run, integrate
 from invfast.inversion import Stats
@@ -48,12 +48,12 @@ def problem(
 
     captured = cuda_graph is not False and device.type == "cuda" and model.denoiser.runtime.traits.capturable
     chosen = ops.resolve(device, kernels, captured)
-    scale, embeds = model.guidance(guidance_scale), _embeds(model, condition)
-    return Problem(grid, scale, device, dtype, draw, chosen, embeds)
+    embeds = _embeds(model, condition)
+    return Problem(grid, _weight(model, guidance_scale), device, dtype, draw, chosen, embeds)
 
 
 def second(
-    model: Adapter, method: Method, first: Problem, prompts: Prompts, latents: torch.Tensor
+    model: Adapter, method: Method, first: Problem, prompts: Prompts, latents: torch.Tensor, guidance_scale: float = 1.0
 ) -> tuple[Problem, Condition] | None:
     """What a method with a guidance of its own works for: that problem and condition; None for the other methods.
 
@@ -63,21 +63,26 @@ def second(
     scale, name = method.guidance_scale, type(method).__name__
     if scale is None:
         return None
-    if first.guidance_scale > 1:
+    if model.guidance(guidance_scale) > 1:
         raise ValueError(
             f"{name} inverts at guidance_scale=1 and has the guidance of the way back among its own settings; give "
-            f"guidance_scale={first.guidance_scale:g} to the method instead"
+            f"guidance_scale={guidance_scale:g} to the method instead"
         )
     condition = model.condition(latents, prompts, scale)
     if condition[1] is None:
         raise ValueError(f"{name} is for classifier-free guidance, which this pipeline's network does without")
-    found = replace(first, guidance_scale=scale, embeds=_embeds(model, condition))
+    found = replace(first, guidance_scale=_weight(model, scale), embeds=_embeds(model, condition))
+    if method.text_embeds and MASK in condition[0]:
+        raise ValueError(
+            f"{name} {method.text_embeds} text embeddings, and this network's are of any length under a mask; take "
+            "Direct"
+        )
     if method.text_embeds and not found.embeds:
         raise ValueError(
             f"{name} {method.text_embeds} text embeddings, which this pipeline's network has none of; take Direct"
         )
     positive, negative = condition
-    told = positive.keys() - {EMBEDS, GUIDANCE}
+    told = positive.keys() - {EMBEDS, *SCALES}
     others = sorted(each for each in told if positive[each] is not negative[each])  # a control image is in both
     if method.text_embeds == "shares" and others:
         raise ValueError(
@@ -189,6 +194,11 @@ def reached(stepper: Stepper, residual: torch.Tensor | None, dtype: torch.dtype)
             str(dtype).removeprefix("torch."),
         )
     return tuple((~missed).tolist())
+
+
+def _weight(model: Adapter, guidance_scale: float) -> float:
+    """Of the conditional output in a row; 1 where the network answers with one output, made of both branches or not."""
+    return 1.0 if model.denoiser.form.combine else model.guidance(guidance_scale)
 
 
 def _embeds(model: Adapter, condition: Condition) -> tuple[torch.Tensor, ...]:

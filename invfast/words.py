@@ -27,6 +27,7 @@ NO_EFFECT = frozenset(
         ),
         *("gradient_checkpointing", "_gradient_checkpointing_func", "use_slicing", "_chunk_size", "_chunk_dim"),
         *("original_attn_processors", "fused_projections", "sliceable_head_dim"),
+        *("_conv_num", "_conv_idx", "_feat_map", "_enc_conv_num", "_enc_conv_idx", "_enc_feat_map"),  # of one call
         *("_use_memory_efficient_attention_xformers", "_use_npu_flash_attention", "set_use_memory_efficient_attention"),
     }
 )
@@ -48,10 +49,13 @@ def settled(key: str, value: Any) -> bool:
 
 
 def tells(key: str, value: Any) -> bool:
-    """Whether words hold all of an attribute's value, which is copied with its module; a processor is not."""
+    """Whether words hold all of an attribute's value, which is copied with its module; a processor is not.
+
+    A table of rotations follows from plain settings beside it.
+    """
     if key in OWN or key in NO_EFFECT or isinstance(value, torch.Tensor) or _is_plain(value):
         return True
-    return key == "processor" and kind(value).startswith("diffusers.")
+    return key in ("processor", "rope_embedder") and kind(value).startswith("diffusers.")
 
 
 def _is_plain(value: Any) -> bool:

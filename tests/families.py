@@ -23,6 +23,12 @@ from diffusers import (
     LatentConsistencyModelPipeline,
     LDMPipeline,
     MultiControlNetModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
+    QwenImagePipeline,
+    SanaPipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
@@ -40,6 +46,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     VQModel,
+    ZImageImg2ImgPipeline,
+    ZImageInpaintPipeline,
+    ZImagePipeline,
 )
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from test_unconditional import pixel_pipeline
@@ -48,13 +57,12 @@ from tiny import (
     TOKENIZER,
     autoencoder,
     contracting,
-    flux,
     pixel_unet,
     seeded,
     stable_diffusion,
-    stable_diffusion_3,
     stable_diffusion_xl,
 )
+from tiny_transformers import flux, pixart, qwen_image, sana, stable_diffusion_3, z_image
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -389,6 +397,36 @@ FAMILIES = {
         },
         (16, 10, 6),
         (1.0, 3.5),
+        texts=True,
+    ),
+    "Qwen-Image": Family(
+        {
+            QwenImagePipeline: qwen_image,
+            QwenImageImg2ImgPipeline: lambda: qwen_image(QwenImageImg2ImgPipeline),
+            QwenImageInpaintPipeline: lambda: qwen_image(QwenImageInpaintPipeline),
+        },
+        (16, 10, 6),
+        (1.0, 4.0),
+        exports=("compile",),
+        texts=True,
+    ),
+    "Z-Image (Turbo)": Family(
+        {
+            ZImagePipeline: z_image,
+            ZImageImg2ImgPipeline: lambda: z_image(ZImageImg2ImgPipeline),
+            ZImageInpaintPipeline: lambda: z_image(ZImageInpaintPipeline),
+        },
+        (16, 10, 6),
+        (1.0, 4.0),
+        exports=("compile",),
+        texts=True,
+    ),
+    "Sana": Family({SanaPipeline: sana}, (16, 9, 7), (1.0, 4.5), exports=("compile", "openvino"), texts=True),
+    "PixArt-alpha, -sigma": Family(
+        {PixArtSigmaPipeline: pixart, PixArtAlphaPipeline: lambda: pixart(PixArtAlphaPipeline, 128)},
+        (4, 10, 6),
+        (1.0, 4.5),
+        exports=("compile", "openvino"),
         texts=True,
     ),
     "DiT": Family({DiTPipeline: lambda: seeded(dit)}, (4, 8, 8), (1.0, 3.0), told=labels),

@@ -16,6 +16,7 @@ from families import BARE, FAMILIES, as_class
 from tiny import stable_diffusion, stable_diffusion_xl
 
 from invfast import adapters, grids, invert
+from invfast.adapters import door
 
 STEPS = {"method": "ddim", "num_inference_steps": 2}
 COME_IN = [(cls, make, family.told) for family in FAMILIES.values() for cls, make in family.pipelines.items()]
@@ -27,7 +28,15 @@ STAY_OUT = [
     "AuraFlowPipeline",
     "CogVideoXPipeline",
     "ConsistencyModelPipeline",
+    "ChromaPipeline",
+    "CogView4Pipeline",
     "Flux2Pipeline",
+    "FluxControlPipeline",
+    "FluxControlNetPipeline",
+    "FluxFillPipeline",
+    "FluxKontextPipeline",
+    "FluxPriorReduxPipeline",
+    "HiDreamImagePipeline",
     "HunyuanDiTPipeline",
     "KandinskyPipeline",
     "Kandinsky3Pipeline",
@@ -37,10 +46,17 @@ STAY_OUT = [
     "LattePipeline",
     "Lumina2Pipeline",
     "MarigoldDepthPipeline",
-    "PixArtAlphaPipeline",
-    "PixArtSigmaPipeline",
-    "QwenImagePipeline",
-    "SanaPipeline",
+    "PixArtSigmaPAGPipeline",
+    "QwenImage21Pipeline",
+    "QwenImageControlNetPipeline",
+    "QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline",
+    "QwenImageLayeredPipeline",
+    "SanaControlNetPipeline",
+    "SanaPAGPipeline",
+    "SanaSprintPipeline",
+    "SanaVideoPipeline",
+    "StableDiffusion3ControlNetPipeline",
     "StableCascadeDecoderPipeline",
     "StableDiffusionAdapterPipeline",
     "StableDiffusionControlNetXSPipeline",
@@ -60,7 +76,8 @@ STAY_OUT = [
     "UnCLIPPipeline",
     "UniDiffuserPipeline",
     "WanPipeline",
-    "ZImagePipeline",
+    "ZImageControlNetPipeline",
+    "ZImageOmniPipeline",
 ]
 
 
@@ -82,6 +99,16 @@ def test_stays_out(name, peach):
     cls = getattr(diffusers, name)
     with pytest.raises(TypeError, match=f"pipeline {name} is not supported; expected one of: Stable Diffusion 1.x"):
         invert(object.__new__(cls), peach)
+
+
+@pytest.mark.parametrize("begin", door.MISSING)
+def test_what_is_missing_is_said(begin):
+    found = [name for name in STAY_OUT if name.startswith(begin)]
+    assert found
+    for name in found:
+        said = door.foreign(object.__new__(getattr(diffusers, name)), {"each": "a family"})
+        longest = max((each for each in door.MISSING if name.startswith(each)), key=len)
+        assert said.endswith(f"a family. Missing for {name}: {door.MISSING[longest]}")
 
 
 def test_at_least_forty_were_asked():

@@ -169,10 +169,19 @@ def by_class(pipe, x, t, rows):
     return pipe.transformer(x, timestep=t.expand(rows), class_labels=labels).sample[:, :4]
 
 
+def by_long_text(pipe, x, t, rows):
+    """PixArt's network and its embeddings; the last rows without a text."""
+    found = [pipe.encode_prompt(text, False)[:2] for text in ["a peach", "", "a cat"] + [""] * (rows - 3)]
+    embeds, mask = (torch.cat(each) for each in zip(*found, strict=True))
+    told = {"encoder_hidden_states": embeds.to(x.dtype), "encoder_attention_mask": mask, "added_cond_kwargs": {}}
+    return pipe.transformer(x, timestep=t.expand(rows), **told).sample[:, :4]
+
+
 OWN = {
     "Latent diffusion without text": lambda pipe, x, t, rows: pipe.unet(x, t).sample,
     "DeepFloyd IF, first stage": by_text,
     "DiT": by_class,
+    "PixArt-alpha, -sigma": by_long_text,
 }
 """What pipelines without latents among their arguments ask of their networks."""
 

@@ -1,22 +1,30 @@
 """Pipelines of rectified flow: their conditions are diffusers' own, their steps a loop on diffusers' scheduler."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from families import FAMILIES
 from recorded import Recorder
-from tiny import flux, stable_diffusion_3
+from tiny_transformers import flux, qwen_image, sana, stable_diffusion_3, z_image
 from toy import distance
 
 from invfast import Inversion, adapters, grids, invert, metrics, reconstruct, release, run
 from invfast.denoiser import Denoiser
 from invfast.methods import FixedPoint
 
-PROMPTS = ["a peach", "a cat"]
+PROMPTS = ["a peach", "a cat" + " sat on a dog" * 10]
+"""Of different lengths, one beyond 32 tokens."""
 EXACT = {"method": FixedPoint(60, "anderson", tolerance=1e-13), "num_inference_steps": 4, "dtype": "float64"}
-FLOW = {"Stable Diffusion 3, 3.5": stable_diffusion_3, "FLUX.1 (dev, schnell)": flux}
+FLOW = {
+    "Stable Diffusion 3, 3.5": stable_diffusion_3,
+    "FLUX.1 (dev, schnell)": flux,
+    "Qwen-Image": qwen_image,
+    "Z-Image (Turbo)": z_image,
+    "Sana": sana,
+}
 pytestmark = pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
 
 
@@ -79,6 +87,72 @@ def asking_flux(pipe, x, scale):
     return ask, scheduler
 
 
+def asking_qwen(pipe, x, scale):
+    b, c, h, w = x.shape
+    told = pipe.encode_prompt(PROMPTS), pipe.encode_prompt(["", "none"])
+
+    def ask(x, t):
+        branches = [
+            pipe.transformer(
+                hidden_states=pipe._pack_latents(x, b, c, h, w),
+                timestep=t.expand(b).to(x.dtype) / 1000,
+                encoder_hidden_states=embeds.to(x.dtype),
+                encoder_hidden_states_mask=mask,
+                img_shapes=[[(1, h // 2, w // 2)]] * b,
+                return_dict=False,
+            )[0]
+            for embeds, mask in (told if scale > 1 else told[:1])
+        ]
+        out = branches[0]
+        if scale > 1:
+            both = branches[1] + scale * (out - branches[1])
+            out = both * (out.norm(dim=-1, keepdim=True) / both.norm(dim=-1, keepdim=True))
+        return pipe._unpack_latents(out, 8 * h, 8 * w, 8)[:, :, 0]
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    sigmas = torch.linspace(1, 1 / 5, 5, dtype=torch.float64).numpy()
+    scheduler.set_timesteps(sigmas=sigmas, mu=mu_of(pipe, x, 1.15))
+    return ask, scheduler
+
+
+def asking_z_image(pipe, x, scale):
+    b = len(x)
+    positive, negative = pipe.encode_prompt(list(PROMPTS), negative_prompt=["", "none"])
+
+    def ask(x, t):
+        told = [each.to(x.dtype) for each in (positive + negative if scale > 1 else positive)]
+        rows = list(x.repeat(len(told) // b, 1, 1, 1).unsqueeze(2).unbind())
+        out = torch.stack(pipe.transformer(rows, ((1000 - t) / 1000).expand(len(rows)), told, return_dict=False)[0])
+        out = out.squeeze(2)
+        return -(out[:b] + scale * (out[:b] - out[b:]) if scale > 1 else out)
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 5, 5).tolist(), mu=mu_of(pipe, x, 1.15))
+    return ask, scheduler
+
+
+def asking_sana(pipe, x, scale):
+    """As the pipeline's own call encodes: an instruction before the prompts, 300 tokens in each branch."""
+    instruction = inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default
+    found = pipe.encode_prompt(PROMPTS, scale > 1, negative_prompt=["", "none"], complex_human_instruction=instruction)
+    embeds, mask, unembeds, unmask = found
+    if scale > 1:
+        embeds, mask = torch.cat([unembeds, embeds]), torch.cat([unmask, mask])
+
+    def ask(x, t):
+        rows = x.repeat(len(embeds) // len(x), 1, 1, 1)
+        told = {"encoder_hidden_states": embeds.to(x.dtype), "encoder_attention_mask": mask}
+        out = pipe.transformer(rows, timestep=t.expand(len(rows)), **told, return_dict=False)[0]
+        if scale == 1:
+            return out
+        without, given = out.chunk(2)
+        return without + scale * (given - without)
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(5)
+    return ask, scheduler
+
+
 CASES = {
     "sd3": (stable_diffusion_3, asking_sd3),
     "sd3, dynamic shift": (
@@ -91,7 +165,11 @@ CASES = {
         lambda: flux(scheduler=FlowMatchEulerDiscreteScheduler(), guidance_embeds=False),
         asking_flux,
     ),
+    "qwen": (qwen_image, asking_qwen),
+    "z-image": (z_image, asking_z_image),
+    "sana": (sana, asking_sana),
 }
+NEGATIVE = {name: ["", "none"] for name in ("qwen", "z-image", "sana")}
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -100,6 +178,7 @@ def test_is_a_loop_on_diffusers_own_pieces(case, scale, latents):
     make, asking = CASES[case]
     pipe = make()
     given = {"method": "ddim", "num_inference_steps": 5, "guidance_scale": scale, "save_trajectory": True}
+    given |= {"negative_prompt": NEGATIVE.get(case)}
     exact = invert(pipe, latents, PROMPTS, dtype="float64", **given).trajectory
     single = invert(pipe, latents.float(), PROMPTS, runtime="eager", **given).trajectory
     with torch.no_grad():  # attention is another kernel where gradients are asked for
@@ -122,24 +201,30 @@ def own_call(pipe, found, scale):
     latents = found.latents.float()
     b, c, h, w = latents.shape
     given = {"height": 8 * h, "width": 8 * w, "num_inference_steps": 4, "guidance_scale": scale, "output_type": "pt"}
-    if "Flux" in type(pipe).__name__:
+    if type(pipe).__name__.startswith(("Flux", "Qwen")):
         latents = pipe._pack_latents(latents, b, c, h, w)
-    return pipe(PROMPTS, latents=latents, **given).images
+    if "Qwen" in type(pipe).__name__:
+        given |= {"true_cfg_scale": given.pop("guidance_scale"), "negative_prompt": [""] * b}
+    if "Sana" in type(pipe).__name__:
+        given["use_resolution_binning"] = False
+    if "ZImage" in type(pipe).__name__ and scale == 1:
+        given["guidance_scale"] = 0.0
+    return pipe(list(PROMPTS), latents=latents, **given).images
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("name", FLOW)
 def test_there_and_back_and_through_the_pipeline_itself(name, scale, samples, tmp_path):
     pipe = FLOW[name]()
-    pictures = [samples["peach"].image.resize((80, 64)), samples["cat"].image.resize((80, 64))]
+    pictures = [samples["peach"].image.resize((96, 64)), samples["cat"].image.resize((96, 64))]
     there = invert(pipe, pictures, PROMPTS, guidance_scale=scale, **EXACT)
-    assert there.latents.shape == (2, 16, 8, 10)
+    assert there.latents.shape == (2, 16, 8, 12)
     there.save(tmp_path / "two")
     there = Inversion.load(tmp_path / "two")
     back = reconstruct(pipe, there, output_type="pt")
-    assert distance(back.latents, there.init_latents) < 1e-8
+    assert distance(back.latents, there.init_latents) < 1e-7  # rotations are float32 in some networks
     one = reconstruct(pipe, there[1], output_type="pt")
-    assert distance(one.latents[0], there.init_latents[1]) < 1e-8
+    assert distance(one.latents[0], there.init_latents[1]) < 1e-7
     assert metrics.psnr(own_call(pipe, there, scale), back.images).min() > 50
 
 
@@ -153,7 +238,7 @@ def test_sizes_are_whole_patches(samples):
         invert(pipe, torch.zeros(1, 16, 8, 34))
 
 
-@pytest.mark.parametrize("name", FLOW)
+@pytest.mark.parametrize("name", list(FLOW)[:2])
 def test_embeddings_in_place_of_texts(name):
     pipe, x = FLOW[name](), torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(1))
     given = {"method": "ddim", "num_inference_steps": 2}

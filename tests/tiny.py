@@ -9,11 +9,6 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -24,8 +19,6 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
 )
 
 from invfast import demo
@@ -142,92 +135,6 @@ def stable_diffusion_xl(cls=StableDiffusionXLPipeline, scheduler=None, vae=None,
             tokenizer_2=PreTrainedTokenizerFast.from_pretrained(TOKENIZER),
             scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
             add_watermarker=False,
-        )
-
-    return seeded(make)
-
-
-def text_of(cls, **config):
-    """A small text encoder of a class of transformers', with its tokenizer."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
-    if cls is T5EncoderModel:
-        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, **config}
-        return cls(T5Config(vocab_size=len(tokenizer), **sizes)).eval(), tokenizer
-    return cls(text_config(tokenizer, **config)).eval(), tokenizer
-
-
-def flow_vae() -> AutoencoderKL:
-    """Of 16 channels, with a shift."""
-    return autoencoder(latent_channels=16, scaling_factor=1.5, shift_factor=0.1)
-
-
-def stable_diffusion_3(
-    cls=StableDiffusion3Pipeline, scheduler=None, third: bool = True, **config
-) -> StableDiffusion3Pipeline:
-    """Shaped like SD3: three text encoders, patches of 2 x 2."""
-
-    def make() -> StableDiffusion3Pipeline:
-        network = SD3Transformer2DModel(
-            **{
-                "sample_size": 16,
-                "patch_size": 2,
-                "in_channels": 16,
-                "num_layers": 2,
-                "attention_head_dim": 8,
-                "num_attention_heads": 4,
-                "joint_attention_dim": 64,
-                "caption_projection_dim": 32,
-                "pooled_projection_dim": 32,
-                "out_channels": 16,
-                "pos_embed_max_size": 16,
-                **config,
-            }
-        )
-        first, second = (text_of(CLIPTextModelWithProjection, projection_dim=16) for _ in range(2))
-        last = text_of(T5EncoderModel, d_model=64) if third else (None, None)
-        return cls(
-            transformer=contracting(network, network.proj_out),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if scheduler is None else scheduler,
-            vae=flow_vae(),
-            text_encoder=first[0],
-            tokenizer=first[1],
-            text_encoder_2=second[0],
-            tokenizer_2=second[1],
-            text_encoder_3=last[0],
-            tokenizer_3=last[1],
-        )
-
-    return seeded(make)
-
-
-FLUX_SHIFT = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
-
-
-def flux(cls=FluxPipeline, scheduler=None, guidance_embeds: bool = True) -> FluxPipeline:
-    """Shaped like FLUX.1-dev: T5 and a pooled text, positions by rotation, guidance as an input."""
-
-    def make() -> FluxPipeline:
-        network = FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            guidance_embeds=guidance_embeds,
-            axes_dims_rope=(4, 6, 6),
-        )
-        text, tokenizer = text_of(CLIPTextModel)
-        second, tokenizer_2 = text_of(T5EncoderModel)
-        return cls(
-            transformer=contracting(network, network.proj_out),
-            scheduler=FlowMatchEulerDiscreteScheduler(**FLUX_SHIFT) if scheduler is None else scheduler,
-            vae=flow_vae(),
-            text_encoder=text,
-            tokenizer=tokenizer,
-            text_encoder_2=second,
-            tokenizer_2=tokenizer_2,
         )
 
     return seeded(make)

@@ -10,10 +10,14 @@ from invfast.adapters.deepfloyd import DeepFloyd
 from invfast.adapters.dit import DiT
 from invfast.adapters.flux import Flux
 from invfast.adapters.latent_diffusion import LatentDiffusion
+from invfast.adapters.pixart import PixArt
+from invfast.adapters.qwen_image import QwenImage
+from invfast.adapters.sana import Sana
 from invfast.adapters.stable_diffusion import StableDiffusion
 from invfast.adapters.stable_diffusion_3 import StableDiffusion3
 from invfast.adapters.stable_diffusion_xl import StableDiffusionXL
 from invfast.adapters.unconditional import Unconditional
+from invfast.adapters.z_image import ZImage
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     StableDiffusion,
@@ -24,6 +28,10 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     DiT,
     StableDiffusion3,
     Flux,
+    QwenImage,
+    ZImage,
+    Sana,
+    PixArt,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from invfast import images
 from invfast.denoiser import Reading
 from invfast.denoiser.clone import private
+from invfast.locks import lock_of
 from invfast.store import beside
 
 if TYPE_CHECKING:
@@ -32,13 +34,16 @@ class Autoencoder:
     ) -> None:
         self.read, self.factor, self.device, self.latent_dtype, self.layout = read, factor, device, dtype, layout
         self.config = read.module.config
+        self.frames = "temperal_downsample" in self.config
+        """Whether it is a video's, of one frame here: it keeps its frames in itself while it runs."""
 
     @classmethod
     def of(cls, model: Adapter) -> Autoencoder:
         """The one of a latent diffusion pipeline."""
         read, layout = model.read["vae"], model.denoiser.runtime.memory_format(model.device)
-        halved = 2 ** (len(read.module.config.block_out_channels) - 1)
-        factor = getattr(model.pipe, "vae_scale_factor", halved)
+        factor = getattr(model.pipe, "vae_scale_factor", None)
+        if factor is None:
+            factor = 2 ** (len(read.module.config.block_out_channels) - 1)
         return cls(read, factor, model.device, model.latent_dtype, layout)
 
     @torch.no_grad()
@@ -52,7 +57,10 @@ class Autoencoder:
         """
         pixels = images.to_pixels(image, self.factor * halvings, height, width)
         vae, dtype = self._ready()
-        x = _one_by_one(lambda each: _mean(vae.encode(each)), pixels.to(self.device, dtype))
+        with lock_of(vae) if self.frames else nullcontext():
+            x = _one_by_one(
+                lambda each: self._flat(_mean(vae.encode(self._framed(each)))), pixels.to(self.device, dtype)
+            )
         _check_finite(x, "encoding")
         shift, scale = self._normalisation()
         return (x.to(self.latent_dtype) - shift) * scale
@@ -67,9 +75,18 @@ class Autoencoder:
         vae, dtype = self._ready()
         shift, scale = self._normalisation()
         x = latents / scale + shift
-        pixels = _one_by_one(lambda each: vae.decode(each, return_dict=False)[0], x.to(dtype))
+        with lock_of(vae) if self.frames else nullcontext():
+            pixels = _one_by_one(
+                lambda each: self._flat(vae.decode(self._framed(each), return_dict=False)[0]), x.to(dtype)
+            )
         _check_finite(pixels, "decoding")
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def _framed(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(2) if self.frames else x
+
+    def _flat(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, 0] if self.frames else x
 
     def _ready(self) -> tuple[torch.nn.Module, torch.dtype]:
         """The VAE and the dtype it computes in: its own, but float32 for a float16 one that overflows or is on a CPU.
@@ -99,15 +116,16 @@ class Autoencoder:
 
 
 def _mean(encoded: Any) -> torch.Tensor:
-    """The posterior mean of a Gaussian; what encoders without one (tiny ones, VQ before its codes) give is itself.
+    """The posterior mean of a Gaussian; what encoders without one (tiny, deeply compressing, VQ before its codes) give.
 
     Raises:
         TypeError: neither.
     """
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode()
-    if hasattr(encoded, "latents"):
-        return encoded.latents
+    for name in ("latents", "latent"):
+        if hasattr(encoded, name):
+            return getattr(encoded, name)
     raise TypeError(f"the VAE's encoder gives {type(encoded).__name__}, with neither latent_dist nor latents")
 
 

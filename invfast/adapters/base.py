@@ -102,7 +102,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def guidance(self, scale: float) -> float:
-        """The scale as far as it runs a second branch, else 1."""
+        """The weight of the conditional output where the scale runs a second branch, else 1."""
 
     def shifted(self, steps: int, shape: torch.Size) -> dict[str, Any]:
         """How its pipeline sets a scheduler of rectified flow for latents (B, C, h, w): "mu", and "sigmas" where it

@@ -26,6 +26,30 @@ ADDITIONS = {
 }
 """Components that steer a network from outside, by the names of their parts in diffusers' pipelines."""
 
+MISSING = {
+    "AuraFlow": "a text whose padding counts, as embeddings of zeros",
+    "Chroma": "a text under a mask that leaves in one token of the padding",
+    "CogView4": "a network that is told sizes and crops, and embeddings filled up to multiples of 16 tokens",
+    "Flux2": "latents of patches normalised by a VAE's running mean, and a text of several layers of its encoder",
+    "FluxControl": "a control image or ControlNet beside the noise",
+    "FluxFill": "the masked image and its mask as further channels",
+    "FluxKontext": "a second image that the network reads beside the noise",
+    "FluxPriorRedux": "it makes embeddings, not images; pass them to a FluxPipeline",
+    "HiDream": "four text encoders, and a network that is told two kinds of embeddings",
+    "Lumina2": "guidance that is rescaled by a norm and ends on the way, at times that run backwards",
+    "QwenImage21": "its own VAE and network",
+    "QwenImageControlNet": "a ControlNet",
+    "QwenImageEdit": "a second image that network and text encoder read beside the noise",
+    "QwenImageLayered": "several layers of one image at once",
+    "SanaControlNet": "a ControlNet",
+    "SanaSprint": "steps that draw noise, which no inversion can undo",
+    "SanaVideo": "frames",
+    "StableDiffusion3ControlNet": "a ControlNet",
+    "ZImageControlNet": "a ControlNet",
+    "ZImageOmni": "further images that the network reads beside the noise",
+}
+"""What of a flow or transformer pipeline has no place here, by how the names of its classes begin."""
+
 
 def kinds(pipe: Any) -> set[str]:
     """Names of the classes of diffusers that a pipeline is of."""
@@ -36,6 +60,9 @@ def foreign(pipe: Any, families: Mapping[str, str]) -> str:
     """Why a pipeline is of no family, and the remedy; `families` are descriptions by their first class."""
     name, expected = type(pipe).__name__, "; ".join(families.values())
     said = f"pipeline {name} is not supported; expected one of: {expected}"
+    begun = [begin for kind in kinds(pipe) for begin in MISSING if kind.startswith(begin)]
+    if begun:
+        return f"{said}. Missing for {name}: {MISSING[max(begun, key=len)]}"
     parts = getattr(pipe, "components", None)
     if not isinstance(parts, Mapping) or "unet" not in parts:
         return said
@@ -56,7 +83,7 @@ def channels(pipe: Any, part: str = "vae") -> int:
     vae, name = getattr(pipe, part), type(pipe).__name__
     if vae is None:
         raise ValueError(f"{name} cannot be inverted: it has no {part}, which images go through; load it with one")
-    return vae.config.latent_channels
+    return vae.config.get("latent_channels") or vae.config.z_dim
 
 
 def unfit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from invfast import flows
 from invfast.adapters import texts
 from invfast.adapters.base import Prompts
-from invfast.adapters.rectified_flow import POOLED, UNCALIBRATED, RectifiedFlow, Timed, linspaced, packed, unpacked
-from invfast.denoiser import EMBEDS, Condition, Form
+from invfast.adapters.rectified_flow import POOLED, RectifiedFlow, form, linspaced, packed, unpacked
+from invfast.adapters.transformer import Timed
+from invfast.denoiser import EMBEDS, SCALE, Condition, Form
 
 
 class Flux(RectifiedFlow):
@@ -37,7 +39,7 @@ class Flux(RectifiedFlow):
         return self.transformer.config.in_channels // 4
 
     def form(self) -> Form:
-        return Form(self.channels, flat=lambda network: Timed(network, _ask), repeats=False, uncalibrated=UNCALIBRATED)
+        return form(self.channels, partial(Timed, ask=_ask))
 
     def encoders(self) -> dict[str, Any]:
         names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -59,7 +61,7 @@ class Flux(RectifiedFlow):
         rows = texts.pooled(self, batch, prompts.texts, prompts.embeds, prompts.more, self._encode, widths)
         static = dict(zip((EMBEDS, "pooled_projections"), rows, strict=True))
         if config.guidance_embeds:
-            static["guidance"] = torch.full((batch,), float(guidance_scale), device=self.device)
+            static[SCALE] = torch.full((batch,), float(guidance_scale), device=self.device)
         return static, None
 
     def _encode(self, said: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:

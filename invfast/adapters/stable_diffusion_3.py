@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 from invfast.adapters import texts
 from invfast.adapters.base import Prompts
-from invfast.adapters.rectified_flow import POOLED, UNCALIBRATED, RectifiedFlow, Timed
+from invfast.adapters.rectified_flow import POOLED, RectifiedFlow, form
+from invfast.adapters.transformer import Timed
 from invfast.denoiser import EMBEDS, Condition, Form
 
 
@@ -38,7 +40,7 @@ class StableDiffusion3(RectifiedFlow):
         return self.transformer.config.patch_size
 
     def form(self) -> Form:
-        return Form(self.channels, flat=lambda network: Timed(network, _ask), repeats=False, uncalibrated=UNCALIBRATED)
+        return form(self.channels, partial(Timed, ask=_ask))
 
     def encoders(self) -> dict[str, Any]:
         # Without the third, T5, the pipeline puts zeros where its output belongs.

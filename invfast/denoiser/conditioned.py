@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from invfast.denoiser.precompute import EMBEDS
+from invfast.denoiser.precompute import EMBEDS, MASK
 from invfast.denoiser.predictor import Predictor, scatter
 
 Static = dict[str, torch.Tensor]
@@ -31,7 +31,7 @@ class Conditioned(Predictor):
         self.counts.add(len(x) * self.branches)
         static = {**self.static, EMBEDS: self.prompt(torch.cat(list(embeds)).to(self.input_dtype))}
         rows = torch.cat([x] * self.branches).to(self.input_dtype)
-        return self._ask(rows, t, **static).chunk(self.branches)
+        return self._outputs(rows, t, static)
 
     def branch(
         self,
@@ -99,7 +99,8 @@ def alike(positive: Static, negative: Static | None, repeats: bool = True) -> tu
     """Both branches with as many tokens, for they run as one batch: the shorter is repeated to the longer.
 
     That is exact: attention over keys and values that all occur k times is attention over them once. Padding is not,
-    as the network is given no mask. Nor is it where `repeats` is False, and the text stands beside something else.
+    as the network is given no mask; where it is, that is what is done. Nor is repeating where `repeats` is False, and
+    the text stands beside something else.
 
     Raises:
         ValueError: one length is no multiple of the other, or they differ where nothing may be repeated.
@@ -108,6 +109,8 @@ def alike(positive: Static, negative: Static | None, repeats: bool = True) -> tu
         return positive, negative
     lengths = [branch[EMBEDS].shape[1] for branch in (positive, negative)]
     most = max(lengths)
+    if MASK in positive:
+        return longer(positive, most), longer(negative, most)
     if most > min(lengths) and not repeats:
         raise ValueError(
             f"prompt_embeds and negative_prompt_embeds must have as many tokens for this network, got {lengths[0]} and "
@@ -124,3 +127,10 @@ def alike(positive: Static, negative: Static | None, repeats: bool = True) -> tu
         for branch, length in zip((positive, negative), lengths, strict=True)
     )
     return first, second
+
+
+def longer(branch: Static, tokens: int) -> Static:
+    """A branch with a mask, (B, tokens, width) and (B, tokens): tokens that are no words at the end, to that many."""
+    more = tokens - branch[EMBEDS].shape[1]
+    pad = torch.nn.functional.pad
+    return {**branch, EMBEDS: pad(branch[EMBEDS], (0, 0, 0, more)), MASK: pad(branch[MASK], (0, more))}

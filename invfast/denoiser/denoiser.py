@@ -13,7 +13,7 @@ from invfast.denoiser.clone import private
 from invfast.denoiser.conditioned import Conditioned, alike
 from invfast.denoiser.form import Form, axes
 from invfast.denoiser.fused import fused
-from invfast.denoiser.precompute import PARTS, TIMES, Precomputed, TimeTable, reduced, refusals
+from invfast.denoiser.precompute import MASK, PARTS, SCALE, TIMES, Precomputed, TimeTable, reduced, refusals
 from invfast.denoiser.predictor import outside
 from invfast.denoiser.reading import Reading
 from invfast.store import beside
@@ -113,7 +113,10 @@ class Denoiser:
         positive, negative = alike(*condition, self.form.repeats)
         branches, dtype = 1 if negative is None else 2, self.runtime.input_dtype(self.dtype)
         static = {n: x if negative is None else torch.cat([x, negative[n]]) for n, x in positive.items()}
-        static = {n: x.to(dtype) if x.is_floating_point() else x for n, x in static.items()}
+        outside_it = {SCALE} if self.form.combine else set()
+        static = {n: x.to(dtype) if x.is_floating_point() and n not in outside_it else x for n, x in static.items()}
+        if MASK in static and bool(static[MASK].all()):
+            del static[MASK]  # attention without one is faster, and what pipelines ask for then
         before = self._before(dtype)
         # Autograd refuses what is made in inference mode.
         with torch.inference_mode(False):
@@ -122,6 +125,7 @@ class Denoiser:
             static = before.static(static)
         t = times[-1].to(self.device)
         example = {"x": torch.cat([x] * branches).to(dtype), "t": table(t) if table else t, **static}
+        example = {name: value for name, value in example.items() if name not in outside_it}
         spec = self._spec(example)
         if self._faster is not None:
             asked = (steps or len(times) - 1) * len(example["x"])
@@ -144,6 +148,7 @@ class Denoiser:
             dtype,
             traits.batched_time and not watched,
             times=table,
+            combine=self.form.combine,
             prompt=before.prompt,
         )
 

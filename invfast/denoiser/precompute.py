@@ -21,8 +21,10 @@ from diffusers.models.resnet import ResnetBlock2D
 
 from invfast.denoiser.clone import private
 
-EMBEDS, GUIDANCE = "encoder_hidden_states", "timestep_cond"
-"""Static inputs that more than one module knows by name: the text, and the scale of guidance where it is an input."""
+EMBEDS, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
+"""Static inputs that more than one module knows by name: the text, and which of its tokens are words, (B, tokens)."""
+GUIDANCE, SCALE = SCALES = ("timestep_cond", "guidance")
+"""Those of guidance where it is no row: its embedding, and the scale (B,)."""
 PROMPT, TIMES = PARTS = ("prompt", "times")
 BLOCKS = {
     "CrossAttnDownBlock2D",

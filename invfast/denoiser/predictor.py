@@ -9,6 +9,7 @@ from typing import Self
 import torch
 
 from invfast.counts import Counted, Counts
+from invfast.denoiser.precompute import SCALE
 from invfast.runtimes import Network
 
 
@@ -26,6 +27,7 @@ class Predictor(Counted):
         input_dtype: what it takes, latents are cast to it; by default `dtype`.
         batched_time: whether it takes any number of rows with a time each, t (rows,).
         times: t -> what the network takes in its place, looked up in a table; None where it takes t itself.
+        combine: makes one output of two branches', as in `Form`.
 
     Times are () or (rows,); what `nodes` gave for one, (1, n), is taken as it is.
     """
@@ -41,8 +43,9 @@ class Predictor(Counted):
         input_dtype: torch.dtype | None = None,
         batched_time: bool = False,
         times: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        combine: Callable[..., torch.Tensor] | None = None,
     ) -> None:
-        self.network, self.times = network, times
+        self.network, self.times, self.combine = network, times, combine
         self.static, self.branches = static, branches
         self.dtype, self.dynamic_batch = dtype, dynamic_batch
         self.input_dtype, self.batched_time = input_dtype or dtype, batched_time
@@ -62,7 +65,7 @@ class Predictor(Counted):
         batch = x.shape[0]
         some = self.dynamic_batch and samples is not None and len(samples) < batch
         out = self._evaluate(x[samples] if some else x, t, samples if some else None)
-        self.counts.add(sum(len(o) for o in out), samples)
+        self.counts.add(self.branches * len(out[0]), samples)
         return tuple(scatter(o, samples, batch) for o in out) if some else out
 
     def many(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -79,10 +82,21 @@ class Predictor(Counted):
         rows = x.to(self.input_dtype).expand(self.branches, *x.shape).flatten(0, 2)
         static = {name: self._at_every_time(value, n) for name, value in self.static.items()}
         times = t.repeat_interleave(batch).repeat(self.branches)
-        return self._ask(rows, times, **static).unflatten(0, (self.branches, n, batch)).unbind()
+        return tuple(o.unflatten(0, (n, batch)) for o in self._outputs(rows, times, static))
 
     def _ask(self, x: torch.Tensor, t: torch.Tensor, **static: torch.Tensor) -> torch.Tensor:
+        if self.combine:
+            static.pop(SCALE, None)
         return self.network(x, t if self.times is None or t.ndim == 2 else self.times(t), **static)
+
+    def _outputs(
+        self, rows: torch.Tensor, t: torch.Tensor, static: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Of the rows of all branches: an output a branch, or the one that the family makes of both."""
+        outputs = self._ask(rows, t, **static).chunk(self.branches)
+        if self.combine is None or self.branches == 1:
+            return outputs
+        return (self.combine(*outputs, static[SCALE].chunk(2)[0]),)
 
     def _at_every_time(self, value: torch.Tensor, n: int) -> torch.Tensor:
         branches = value.unflatten(0, (self.branches, -1)).unsqueeze(1)
@@ -96,7 +110,7 @@ class Predictor(Counted):
             static = {name: value[chosen] for name, value in static.items()}
         x = x.to(self.input_dtype)
         x = torch.cat([x, x]) if self.branches == 2 else x
-        return self._ask(x, t, **static).chunk(self.branches)
+        return self._outputs(x, t, static)
 
 
 def outside(network: Network) -> Network:
