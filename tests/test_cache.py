@@ -132,6 +132,7 @@ def export(folder):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_export_one_good_entry_and_a_kill_leaves_none(tmp_path):
     folder = tmp_path / "cache"
     killed = export(folder)

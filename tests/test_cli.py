@@ -17,7 +17,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import SD, stable_diffusion
@@ -108,6 +108,7 @@ def test_doctor(tmp_path):
     assert "\x1b" not in said  # no terminal, no colours
 
 
+@pytest.mark.slow
 def test_export_and_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "cache"))
     report = result(inside("export", "--runtime", "openvino", "--size", 64, "--json", cwd=tmp_path))
@@ -223,7 +224,7 @@ def test_errors(args, code, message, files, monkeypatch):
     ("scheduler", "message"),
     [
         (DDIMScheduler(**SD, rescale_betas_zero_snr=True, timestep_spacing="trailing"), "alpha"),
-        (FlowMatchEulerDiscreteScheduler(), "alphas_cumprod"),
+        (EDMEulerScheduler(), "alphas_cumprod"),
     ],
 )
 def test_pipelines_that_cannot_be_inverted(scheduler, message, tmp_path, monkeypatch):

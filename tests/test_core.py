@@ -33,7 +33,7 @@ def build(folder, *options):
 
 
 @needs_compiler
-@pytest.mark.parametrize("sanitize", [pytest.param("OFF", marks=pytest.mark.slow), "ON"])
+@pytest.mark.parametrize("sanitize", ["OFF", pytest.param("ON", marks=pytest.mark.slow)])
 def test_ctest(sanitize, tmp_path):
     said = run("ctest", "--test-dir", build(tmp_path, f"-DINVFAST_SANITIZE={sanitize}"), "--output-on-failure")
     assert "100% tests passed" in said

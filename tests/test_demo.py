@@ -34,8 +34,8 @@ def test_pipeline_generates(prediction):
 
 
 def test_unknown_prediction_type():
-    with pytest.raises(ValueError, match="unknown prediction_type 'flow'"):
-        demo.load_pipeline("flow")
+    with pytest.raises(ValueError, match="unknown prediction_type 'score'"):
+        demo.load_pipeline("score")
 
 
 def test_the_early_pipeline_is_an_imprecise_one(pipe):

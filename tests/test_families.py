@@ -79,7 +79,7 @@ def test_a_batch_is_its_images(made):
 def test_what_is_computed_beforehand(made):
     family, pipe = made
     x = drawn(family, 3).double()
-    for scale in family.scales:
+    for scale in family.scales if family.precomputes else family.scales[:1]:
         settings = {**STEPS, "guidance_scale": scale, "dtype": "float64", **told(family, 3, scale)}
         cut = invert(pipe, x, texts(family, 3), **settings)
         whole = invert(pipe, x, texts(family, 3), precompute=(), **settings)

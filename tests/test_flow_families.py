@@ -28,7 +28,7 @@ FLOW = {
 pytestmark = pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
 
 
-@pytest.fixture(params=[(8, 12), (10, 6)], ids=str)
+@pytest.fixture(params=[(8, 12), pytest.param((10, 6), marks=pytest.mark.slow)], ids=str)
 def latents(request):
     """Of sizes whose token counts, and so shifts, differ."""
     return torch.randn(2, 16, *request.param, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

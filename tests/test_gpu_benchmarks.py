@@ -23,6 +23,7 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(rounds, "ROUNDS", 3)
 
 
+@pytest.mark.slow
 def test_whole_calls_of_every_runner_end_alike(stand_ins):
     pipe = stable_diffusion()
     pipe.set_progress_bar_config(disable=True)

@@ -119,7 +119,11 @@ def test_a_schedule_of_ones_own(tiny, peach):
         ({"cuda_graph": True}, ValueError, "need a CUDA device, the pipeline is on cpu"),
         ({"schedule": 50}, TypeError, "must be an invfast.Schedule"),
         ({"schedule": Schedule([0, 1], [0.9, 0.5], "v_prediction")}, ValueError, "network predicts 'epsilon'"),
-        ({"schedule": Schedule([0, 1], [0.9, 0.5]), "timesteps": [1]}, ValueError, "schedule or timesteps, not both"),
+        (
+            {"schedule": Schedule([0, 1], [0.9, 0.5]), "timesteps": [1]},
+            ValueError,
+            "pass one of schedule, timesteps and sigmas",
+        ),
     ],
 )
 def test_invert_refuses(kwargs, error, message, tiny, peach):

@@ -148,11 +148,11 @@ def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
     assert got.latents.shape == (1, 4, 9, 11)
 
 
-def test_images_that_are_done_are_left_out(tiny, samples):
+def test_images_that_are_done_are_left_out(samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
     # Residuals of the first step's second iteration: 6.7e-3, 8.2e-3 and 6.2e-3, all others far from the tolerance.
     options = {"method": FixedPoint(6, "anderson", tolerance=7.4e-3), "num_inference_steps": 4}
-    got, wanted, *_ = inversions_are_eagers("openvino", tiny, images, "", **options)
+    got, wanted, *_ = inversions_are_eagers("openvino", stable_diffusion(steep=True), images, "", **options)
     assert got.stats.evaluations == wanted.stats.evaluations == (20, 21, 20)
 
 
@@ -301,6 +301,7 @@ def test_no_step_waits_for_the_device(method):
     assert mode.found == []
 
 
+@pytest.mark.slow
 def test_a_float16_pipeline_is_computed_in_float32(peach):
     pipe = stable_diffusion()
     pipe.unet.half()
@@ -309,6 +310,7 @@ def test_a_float16_pipeline_is_computed_in_float32(peach):
     steps_as_exact_as_eagers(*(there(runtime=each, dtype="float32") for each in ("openvino", "eager")), exact)
 
 
+@pytest.mark.slow
 def test_pixel_space_on_openvino(samples):
     pipe = DDIMPipeline(unconditional(), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)

@@ -212,7 +212,7 @@ def said(run, predict, stepper, caplog):
 
 
 def test_a_call_says_it_and_its_file_keeps_it(tmp_path, caplog):
-    pipe, x = stable_diffusion(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    pipe, x = stable_diffusion(steep=True), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     there = invert(pipe, x, method=FixedPoint(2, tolerance=1e-6), **QUICK)
     assert there.stats.reached == (False, False)
     assert "2 of 2 images did not reach the tolerance of 1.0e-06: up to 4 of 4 steps" in caplog.text

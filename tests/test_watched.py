@@ -71,7 +71,7 @@ WAYS = [hooked, pre_hooked, processed, one_processor, patched, everywhere]
 
 def watched(way, x, **settings):
     """(inversion, what was seen) of a pipeline looked into in one of the ways."""
-    pipe, seen = stable_diffusion(), []
+    pipe, seen = stable_diffusion(steep=True), []
     handle = way(pipe, seen)
     try:
         return invert(pipe, x, **{"num_inference_steps": 3, **settings}), seen

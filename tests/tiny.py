@@ -88,9 +88,13 @@ def contracting(network: torch.nn.Module, last: torch.nn.Module) -> torch.nn.Mod
 
 
 def stable_diffusion(
-    scheduler=None, time_cond_proj_dim: int | None = None, in_channels: int = 4, force_upcast: bool = True
+    scheduler=None,
+    time_cond_proj_dim: int | None = None,
+    in_channels: int = 4,
+    force_upcast: bool = True,
+    steep: bool = False,
 ) -> StableDiffusionPipeline:
-    """Shaped like Stable Diffusion 1.x (three levels, VAE factor 8)."""
+    """Shaped like Stable Diffusion 1.x (three levels, VAE factor 8); steep, fixed points are hard to find in it."""
 
     def make() -> StableDiffusionPipeline:
         unet = UNet2DConditionModel(
@@ -111,7 +115,7 @@ def stable_diffusion(
             vae=vae,
             text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
             tokenizer=tokenizer,
-            unet=contracting(unet, unet.conv_out),
+            unet=unet if steep else contracting(unet, unet.conv_out),
             scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
             safety_checker=None,
             feature_extractor=None,
