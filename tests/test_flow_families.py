@@ -304,7 +304,7 @@ def test_attention_backends_are_kept():
     assert {each._attention_backend.value for each in network.attn_processors.values()} == {"_native_math"}
 
 
-@pytest.mark.parametrize("name", ["euler", "rf_solver", "fireflow", "rf_inversion", "auto", "obelm"])
+@pytest.mark.parametrize("name", ["euler", "rf_solver", "fireflow", "rf_inversion", "anderson", "obelm"])
 def test_steps_are_captured(name, monkeypatch):
     """Times between nodes are looked up by the graph too."""
     recorder = Recorder()
@@ -317,8 +317,9 @@ def test_steps_are_captured(name, monkeypatch):
         plain = invert(pipe, x, PROMPTS, cuda_graph=False, **given)
         found = invert(pipe, x, PROMPTS, **given)
         assert found.stats.cuda_graph
-        assert torch.equal(found.latents, plain.latents)
+        assert distance(found.latents, plain.latents) < 1e-6  # buffers lie elsewhere: the last bits may differ
         back = reconstruct(pipe, found, output_type="latent").latents
-        assert torch.equal(back, reconstruct(pipe, found, cuda_graph=False, output_type="latent").latents)
+        wanted = reconstruct(pipe, found, cuda_graph=False, output_type="latent").latents
+        assert distance(back, wanted) < 1e-6
     assert recorder.made
     release()
