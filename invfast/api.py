@@ -84,7 +84,7 @@ def invert(
             (`Adapter.pipelines`). Whatever its scheduler, the grid is DDIM's over its betas, or of rectified flow
             Euler's over its sigmas, shifted as the pipeline does for the image's size.
         image: PIL image, path, numpy array, torch tensor, or a list of them (`images.to_pixels` says which shapes and
-            ranges), or latents (B, 4, h, w), finite floats, already scaled.
+            ranges), or latents (B, C, h, w), finite floats, already scaled.
         prompt: one text for all images or one an image.
         method: a name (`methods.METHODS`) or a Method instance. "auto" is close to exact for a few evaluations more
             than N on long grids, some 2 N on 20 steps; "ddim" is the plain loop, inexact, at N.

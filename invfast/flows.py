@@ -64,7 +64,7 @@ def nodes(
         levels = explicit(sigmas)
         steps, given = len(levels), {"sigmas": levels}
     else:
-        _check_steps(steps, config.get("num_train_timesteps", 1000))
+        check_steps(scheduler, steps)
         given = {}
     if mu is not None and config.get("use_dynamic_shifting"):
         given["mu"] = mu
@@ -89,7 +89,9 @@ def explicit(sigmas: Sequence[float]) -> list[float]:
     return sorted(values, reverse=True)
 
 
-def _check_steps(steps: int, most: int) -> None:
+def check_steps(scheduler: Any, steps: int) -> None:
+    """Raises TypeError or ValueError where a scheduler cannot be set to so many steps."""
+    most = scheduler.config.get("num_train_timesteps", 1000)
     if not isinstance(steps, Integral) or isinstance(steps, bool):
         raise TypeError(f"num_inference_steps must be an integer from 1 to {most}, got {steps!r}")
     if not 1 <= steps <= most:

@@ -20,10 +20,9 @@ LEFT_OUT = ("clip_sample", "thresholding", "stochastic_sampling")
 _told: set[str] = set()
 """Warnings that were given: once each in a process."""
 
-
 Shape = tuple[int, int, int, int]
-"""Of latents."""
 NOMINAL: Shape = (1, 4, 64, 64)
+"""Of latents, for a grid that is only tried out."""
 
 
 def of_call(
@@ -52,9 +51,12 @@ def of_call(
     _tell(scheduler)
 
     def own(shape: Shape) -> Schedule:
-        given = model.shifted(steps, shape) if flows.is_flow(scheduler) and timesteps is None else {}
-        given |= {} if sigmas is None else {"sigmas": sigmas}
-        return Schedule.from_scheduler(scheduler, steps, timesteps=timesteps, **given)
+        if not flows.is_flow(scheduler) or timesteps is not None:
+            return Schedule.from_scheduler(scheduler, steps, timesteps=timesteps, sigmas=sigmas)
+        if sigmas is None:
+            flows.check_steps(scheduler, steps)
+        given = model.shifted(1 if sigmas is not None else steps, shape)
+        return Schedule.from_scheduler(scheduler, steps, **given | ({} if sigmas is None else {"sigmas": sigmas}))
 
     own(NOMINAL)  # what cannot be used is said before anything is run
     return own

@@ -165,16 +165,17 @@ class Schedule:
         Args:
             scheduler: any diffusers scheduler with a table of `alphas_cumprod` (DDIM, DDPM, PNDM, Euler, DPM, ...), or
                 of rectified flow (FlowMatchEulerDiscreteScheduler, or a solver with use_flow_sigmas).
-            num_inference_steps: 1 to num_train_timesteps; ignored when `timesteps` are given.
+            num_inference_steps: 1 to num_train_timesteps; ignored when `timesteps` or `sigmas` are given.
             timesteps: explicit times, monotonic, each in 0 .. num_train_timesteps - 1; not of a flow.
             sigmas: of a flow explicit levels in (0, 1], monotonic, which the scheduler shifts like its own.
             compat: None or "diffusers", see the class; a flow's grid is the same either way.
             mu: of a flow whose shift depends on the image's size, what its pipeline makes of that.
 
         Raises:
-            TypeError: `num_inference_steps` or a timestep is no integer.
-            ValueError: no table of alphas_cumprod within [0, 1], steps or times out of range, or a grid that `Schedule`
-                refuses.
+            TypeError: `num_inference_steps` or a timestep is no integer, or sigmas are no numbers.
+            ValueError: neither a table of alphas_cumprod within [0, 1] nor rectified flow; steps, times or sigmas out
+                of range, or such as this scheduler does not take; no mu where the shift needs one; or a grid that
+                `Schedule` refuses.
         """
         if compat not in COMPATS:
             raise ValueError(f"unknown compat {compat!r}; expected None or 'diffusers'")

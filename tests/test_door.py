@@ -12,8 +12,8 @@ from diffusers import (
     StableDiffusionPipeline,
     T2IAdapter,
 )
-from families import BARE, FAMILIES, as_class
-from tiny import stable_diffusion, stable_diffusion_xl
+from families import FAMILIES, as_class
+from tiny import BARE, stable_diffusion, stable_diffusion_xl
 
 from invfast import adapters, grids, invert
 from invfast.adapters import door

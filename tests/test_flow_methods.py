@@ -1,15 +1,9 @@
-"""Methods on rectified flow: long-hand references, the exact flow model, and grids of diffusers' schedulers."""
+"""Methods on rectified flow: long-hand references, and the exact flow model."""
 
 import itertools
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 from toy import distance
@@ -187,78 +181,6 @@ def test_down_is_the_inverse_of_up(sigmas):
     assert torch.allclose(noise[:, 0] * x + noise[:, 1] * (eps - data), torch.full_like(x, eps), atol=1e-12)
 
 
-SCHEDULERS = {
-    "plain": FlowMatchEulerDiscreteScheduler(),
-    "static": FlowMatchEulerDiscreteScheduler(shift=3.0),
-    "dynamic": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-    "linear": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
-    "terminal": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
-    "karras": FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
-    "exponential": FlowMatchEulerDiscreteScheduler(use_exponential_sigmas=True),
-    "beta": FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True),
-}
-
-
-@pytest.mark.parametrize("sigmas", [None, [1.0, 0.7, 0.3]])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_grids_are_the_schedulers_own(name, sigmas):
-    if name == "beta":
-        pytest.importorskip("scipy")
-    scheduler = SCHEDULERS[name]
-    mu = 0.8 if scheduler.config.use_dynamic_shifting else None
-    before = (scheduler.sigmas.clone(), scheduler.timesteps.clone())
-    grid = Schedule.from_scheduler(scheduler, 7, sigmas=sigmas, mu=mu)
-    assert torch.equal(scheduler.sigmas, before[0])
-    assert torch.equal(scheduler.timesteps, before[1])
-    own = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-    given_mu = {} if mu is None else {"mu": mu}
-    own.set_timesteps(**({"sigmas": sigmas} if sigmas else {"num_inference_steps": 7}), **given_mu)
-    assert torch.equal(grid.sigma.float(), own.sigmas.flip(0))
-    assert torch.equal(grid.t[1:], own.timesteps.flip(0))
-    assert grid.prediction_type == FLOW
-    assert torch.allclose(grid.alpha + grid.sigma, torch.ones(len(grid.t)).double(), atol=1e-15)
-
-
-def test_a_shift_set_later_counts():
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_shift(5.0)
-    scheduler.set_timesteps(4)
-    assert torch.equal(Schedule.from_scheduler(scheduler, 4).sigma.float(), scheduler.sigmas.flip(0))
-
-
-def test_other_solvers_give_their_sigmas():
-    heun = FlowMatchHeunDiscreteScheduler(shift=3.0)
-    grid = Schedule.from_scheduler(heun, 6)
-    assert grid.num_steps == 6  # visits each node but the ends twice
-    heun.set_timesteps(6)
-    assert torch.equal(grid.sigma.float().flip(0), heun.sigmas.unique_consecutive())
-    dpm = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
-    grid = Schedule.from_scheduler(dpm, 6)
-    dpm.set_timesteps(6)
-    assert torch.equal(grid.sigma.float().flip(0), dpm.sigmas)
-    assert torch.equal(grid.t[1:].flip(0).long(), dpm.timesteps)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "settings", "error", "message"),
-    [
-        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), {}, ValueError, "has invert_sigmas=True"),
-        (SCHEDULERS["dynamic"], {}, ValueError, "shifts by the image's size .* pass mu"),
-        (SCHEDULERS["plain"], {"timesteps": [1, 2]}, ValueError, "pass sigmas in place of timesteps"),
-        (SCHEDULERS["plain"], {"sigmas": [0.5, 0.0]}, ValueError, r"in \(0, 1\], without the last 0"),
-        (SCHEDULERS["plain"], {"sigmas": [0.5, 0.7, 0.6]}, ValueError, "strictly monotonic"),
-        (SCHEDULERS["plain"], {"sigmas": "half"}, TypeError, "sequence of numbers"),
-        (SCHEDULERS["plain"], {"num_inference_steps": 0}, ValueError, "from 1 to 1000, got 0"),
-        (SCHEDULERS["plain"], {"num_inference_steps": 2.5}, TypeError, "an integer from 1 to 1000"),
-        (FlowMatchHeunDiscreteScheduler(), {"sigmas": [1.0, 0.5]}, ValueError, "takes no sigmas"),
-        (DDIMScheduler(), {"sigmas": [1.0, 0.5]}, ValueError, "sigmas are for schedulers of rectified flow"),
-    ],
-)
-def test_what_no_grid_can_be_made_of(scheduler, settings, error, message):
-    with pytest.raises(error, match=message):
-        Schedule.from_scheduler(scheduler, **settings)
-
-
 @pytest.fixture(scope="module")
 def models():
     return demo.load_pipeline(), demo.load_pipeline("flow")
@@ -284,8 +206,10 @@ def test_on_the_exact_flow_of_the_bundled_model(name, models, samples):
         assert error < 1e-8
     if name == "anderson":  # DDIM's line and Euler's are one; the tolerance of each step is amplified by the rest
         there = invert(vp, x, "a peach", schedule=grid, **settings)
-        assert error < 1e-5
-        assert distance(found.latents * whole[1], there.latents) < 1e-4
+        assert error < 1e-6
+        assert distance(found.latents * whole[1], there.latents) < 1e-5
+    if name in ("rf_solver", "fireflow"):  # of second order; ddim and euler end .35 and .51 off
+        assert error < 0.05
     assert error < 0.6
 
 
@@ -293,6 +217,11 @@ def test_flow_methods_are_for_flow(pipe, peach):
     for name in ("euler", "rf_solver", "fireflow", "rf_inversion"):
         with pytest.raises(ValueError, match="is for rectified flow, and this network predicts 'epsilon'; take 'auto'"):
             invert(pipe, peach, method=name, num_inference_steps=2)
+
+
+def test_rf_inversion_begins_at_the_data():
+    with pytest.raises(ValueError, match=r"leads back to the data it began at .* use it without ForwardStart"):
+        both_ways(ForwardStart(2, RFInversion()))
 
 
 @pytest.mark.parametrize("name", ["gamma", "eta", "share"])

@@ -12,6 +12,7 @@ from invfast import Schedule, rows
 from invfast.executors import Plain
 from invfast.integrate import Hooks, integrate
 from invfast.methods import BDIA, DDIM, EDICT, OBELM, FixedPoint, ForwardStart, NoiseMaps, Problem
+from invfast.schedule import NEGLIGIBLE
 
 BETAS = {name: SD[name] for name in ("beta_schedule", "beta_start", "beta_end")}
 ZERO = {**BETAS, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -71,7 +72,7 @@ def test_a_schedule_of_ones_own_is_held_to_the_same(alpha, prediction, message, 
 
 def test_what_passes_is_rebuilt_in_float32(x0):
     """The toy network on grids that end just inside the bounds."""
-    edge = rows.NEGLIGIBLE**0.5 * 1.05
+    edge = NEGLIGIBLE**0.5 * 1.05
     x, solver = x0.float(), FixedPoint(100, "anderson", tolerance=1e-7)
     ends = {"epsilon": (0.99, 0.8, 0.4, 0.1, edge), "sample": ((1 - edge**2) ** 0.5, 0.8, 0.4, 0.1)}
     for prediction, alpha in ends.items():

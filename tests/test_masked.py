@@ -125,7 +125,7 @@ def test_a_scale_goes_into_graphs_of_another(monkeypatch):
         plain = invert(pipe, x, [LONG, SHORT], cuda_graph=False, **settings)
         captured = invert(pipe, x, [LONG, SHORT], **settings)
         assert captured.stats.cuda_graph
-        assert distance(plain.latents, captured.latents) < 1e-6  # buffers lie elsewhere: the last bits may differ
+        assert torch.equal(plain.latents, captured.latents)
     assert len(recorder.made) == 1
     release()
 

@@ -18,10 +18,11 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
 )
 from diffusers.models.embeddings import IPAdapterFaceIDImageProjection, IPAdapterFaceIDPlusImageProjection
-from families import LCM, WIDTH, controlnet, drawn, with_controlnets, with_image_prompts
+from families import LCM
 from PIL import Image
 from test_second_call import counted  # noqa: F401
 from tiny import stable_diffusion, stable_diffusion_xl
+from tiny_steering import WIDTH, controlnet, drawn, with_controlnets, with_image_prompts
 from toy import distance
 
 from invfast import Inversion, Schedule, adapters, invert, metrics, prepare, reconstruct

@@ -10,9 +10,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLControlNetPipeline, UNet2DConditionModel
 from exact import as_exact_as_eager
-from families import WIDTH, deepfloyd, dit, with_controlnets, with_image_prompts
+from families import deepfloyd, dit
 from test_runtimes import TIMES, evaluated, ready
 from tiny import seeded, spec, stable_diffusion, stable_diffusion_xl
+from tiny_steering import WIDTH, with_controlnets, with_image_prompts
 from together import Meeting, together
 
 from invfast import adapters, invert, prepare, runtimes

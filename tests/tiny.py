@@ -9,16 +9,21 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    IFPipeline,
+    LDMPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
+    VQModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
 )
 
 from invfast import demo
@@ -66,6 +71,7 @@ def spec(module, example_inputs, dtype=torch.float32, device="cpu", **changes) -
     return Spec(torch.device(device), dtype, **given)
 
 
+BARE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 QUICK = {"num_inference_steps": 4}
 """Arguments of `invert` for tests that do not care about the grid."""
 
@@ -117,9 +123,7 @@ def stable_diffusion(
             tokenizer=tokenizer,
             unet=unet if steep else contracting(unet, unet.conv_out),
             scheduler=DDIMScheduler(**SD) if scheduler is None else scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            **BARE,
         )
 
     return seeded(make)
@@ -142,6 +146,46 @@ def stable_diffusion_xl(cls=StableDiffusionXLPipeline, scheduler=None, vae=None,
         )
 
     return seeded(make)
+
+
+def latent_diffusion(channels: int = 4) -> LDMPipeline:
+    unet = pixel_unet(in_channels=channels, out_channels=channels)
+    vae = VQModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        num_vq_embeddings=16,
+        norm_num_groups=4,
+    )
+    return LDMPipeline(vqvae=vae.eval(), unet=unet, scheduler=DDIMScheduler(**SD))
+
+
+def deepfloyd() -> IFPipeline:
+    unet = UNet2DConditionModel(
+        in_channels=3,
+        out_channels=6,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=8,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        cross_attention_dim=32,
+        encoder_hid_dim=32,
+        encoder_hid_dim_type="text_proj",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_act_fn="gelu",
+        class_embed_type=None,
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+    text = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ).eval()
+    return IFPipeline(tokenizer, text, contracting(unet, unet.conv_out), DDIMScheduler(**SD), None, None, None, False)
 
 
 def pixel_unet(**config) -> UNet2DModel:

@@ -8,6 +8,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -260,3 +262,17 @@ def pixart(cls=PixArtSigmaPipeline, sample_size: int = 32) -> PixArtSigmaPipelin
         )
 
     return seeded(make)
+
+
+def dit() -> DiTPipeline:
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        norm_num_groups=4,
+        num_embeds_ada_norm=1000,
+    )
+    return DiTPipeline(contracting(network, network.proj_out_2), autoencoder(), DDIMScheduler(**SD))

@@ -5,18 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 
+from invfast import flows
 from invfast.adapters import door
 from invfast.adapters.session import exclusive, session
 from invfast.denoiser import Condition, Denoiser, Form, Reading
 from invfast.denoiser.calibration import calibration
 from invfast.denoiser.clone import private
 from invfast.runtimes import Calibration
+
+NO_BETAS = "its ranges are measured along a grid of betas, and rectified flow has none; take bfloat16"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Adapter(ABC):
             # Where hooks move the network, only its pipeline knows where it will run.
             device = torch.device(pipe._execution_device) if network.as_it_is else network.device
             self.denoiser = Denoiser(
-                network, self.form(), device, runtime, dtype, opaque, precompute, self._calibration
+                network, self._form(), device, runtime, dtype, opaque, precompute, self._calibration
             )
 
     @abstractmethod
@@ -172,6 +175,10 @@ class Adapter(ABC):
                 + (" with non-finite values" if x.is_floating_point() and x.numel() else "")
             )
         return x.to(self.device, self.latent_dtype)
+
+    def _form(self) -> Form:
+        form = self.form()
+        return replace(form, uncalibrated=NO_BETAS) if flows.is_flow(self.pipe.scheduler) else form
 
     def _admit(self, unfit: Iterable[str | None]) -> None:
         why = [each for each in unfit if each]

@@ -135,9 +135,9 @@ def unfit(
 
 def patched(pipe: Any) -> str | None:
     """Why a pipeline's texts would not be encoded as its family's are."""
-    own = vars(pipe).get("encode_prompt", type(pipe).encode_prompt)
+    own = vars(pipe).get("encode_prompt", getattr(type(pipe), "encode_prompt", None))
     module = getattr(own, "__module__", None) or ""
-    if module.startswith("diffusers."):
+    if own is None or module.startswith("diffusers."):
         return None
     return (
         f"its encode_prompt is that of {module or type(own).__name__}, whose arguments are not known; pass "

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from invfast import flows
 from invfast.adapters import texts
 from invfast.adapters.base import Prompts
-from invfast.adapters.rectified_flow import POOLED, RectifiedFlow, form, linspaced, packed, unpacked
+from invfast.adapters.rectified_flow import POOLED, RectifiedFlow, form, packed, unpacked
 from invfast.adapters.transformer import Timed
 from invfast.denoiser import EMBEDS, SCALE, Condition, Form
 
@@ -28,11 +27,9 @@ class Flux(RectifiedFlow):
     takes: ClassVar[tuple[str, ...]] = ("prompt_2", *POOLED[:1])
     again = POOLED[:1]
 
-    def unfit(self) -> list[str | None]:
-        found = super().unfit()
-        if getattr(self.transformer, "encoder_hid_proj", None) is not None:
-            found.append("its network needs image embeddings, as with an IP-Adapter; call pipe.unload_ip_adapter()")
-        return found
+    @property
+    def spaced(self) -> bool:
+        return not self.pipe.scheduler.config.get("use_flow_sigmas")
 
     @property
     def channels(self) -> int:
@@ -48,11 +45,6 @@ class Flux(RectifiedFlow):
     def guidance(self, scale: float) -> float:
         """No second branch: the scale is an input, or nothing."""
         return 1.0
-
-    def shifted(self, steps: int, shape: torch.Size) -> dict[str, Any]:
-        scheduler = self.pipe.scheduler
-        own = scheduler.config.get("use_flow_sigmas") or not flows.takes_sigmas(scheduler)
-        return {**super().shifted(steps, shape), "sigmas": None if own else linspaced(steps)}
 
     @torch.no_grad()
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:

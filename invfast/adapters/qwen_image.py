@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from invfast import flows
 from invfast.adapters import masked
 from invfast.adapters.base import Prompts
-from invfast.adapters.rectified_flow import RectifiedFlow, form, linspaced, packed, unpacked
+from invfast.adapters.rectified_flow import RectifiedFlow, form, packed, unpacked
 from invfast.adapters.transformer import EXPORTS, Timed
 from invfast.denoiser import MASK, SCALE, Condition, Form
 
@@ -24,6 +23,7 @@ class QwenImage(RectifiedFlow):
     description = "Qwen-Image (a vae, a QwenImageTransformer2DModel of its latents, a text encoder or none)"
     pipelines = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")
     network = "QwenImageTransformer2DModel"
+    spaced = True
     takes: ClassVar[tuple[str, ...]] = ("prompt_embeds_mask", "negative_prompt_embeds_mask")
     again = takes
 
@@ -42,10 +42,6 @@ class QwenImage(RectifiedFlow):
         refused = dict.fromkeys(EXPORTS, why)
         flat = partial(Timed, ask=_ask)
         return form(self.channels, flat, refused=refused, combine=rescaled)
-
-    def shifted(self, steps: int, shape: torch.Size) -> dict[str, Any]:
-        own = not flows.takes_sigmas(self.pipe.scheduler)
-        return {**super().shifted(steps, shape), "sigmas": None if own else linspaced(steps)}
 
     @torch.no_grad()
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:

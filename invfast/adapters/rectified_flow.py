@@ -11,7 +11,8 @@ from invfast import flows
 from invfast.adapters.transformer import Transformer
 from invfast.denoiser import Form
 
-UNCALIBRATED = "its ranges are measured along a grid of betas, and rectified flow has none; take bfloat16"
+PROJECTIONS = ("image_proj", "encoder_hid_proj")
+"""What a network has where an IP-Adapter is loaded."""
 POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
@@ -20,24 +21,30 @@ class RectifiedFlow(Transformer):
 
     longest: ClassVar[float] = 1.15
     """The shift at most, where the scheduler's config says none, as the pipeline has it."""
+    spaced: ClassVar[bool] = False
+    """Whether the pipeline gives the scheduler the sigmas to shift."""
 
     def unfit(self) -> list[str | None]:
         name = type(self.pipe.scheduler).__name__
         if not flows.is_flow(self.pipe.scheduler):
             return [f"its scheduler {name} is none of rectified flow; use FlowMatchEulerDiscreteScheduler"]
-        return super().unfit()
+        found = super().unfit()
+        if any(getattr(self.transformer, part, None) is not None for part in PROJECTIONS):
+            found.append("its network needs image embeddings, as with an IP-Adapter; call pipe.unload_ip_adapter()")
+        return found
 
     def shifted(self, steps: int, shape: torch.Size) -> dict[str, Any]:
         config, tokens = self.pipe.scheduler.config, shape[2] * shape[3] // self.patch**2
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         least, most = config.get("base_shift", 0.5), config.get("max_shift", self.longest)
         slope = (most - least) / (high - low)
-        return {"mu": tokens * slope + (least - slope * low)}
+        spaced = self.spaced and flows.takes_sigmas(self.pipe.scheduler)
+        return {"mu": tokens * slope + (least - slope * low), "sigmas": linspaced(steps) if spaced else None}
 
 
 def form(channels: int, flat: Callable[[torch.nn.Module], torch.nn.Module], **more: Any) -> Form:
     """Of a network on rectified flow whose text stands beside the image, or under a mask."""
-    return Form(channels, flat=flat, repeats=False, uncalibrated=UNCALIBRATED, **more)
+    return Form(channels, flat=flat, repeats=False, **more)
 
 
 def linspaced(steps: int) -> list[float]:

@@ -29,12 +29,6 @@ class StableDiffusion3(RectifiedFlow):
     )
     again = POOLED
 
-    def unfit(self) -> list[str | None]:
-        found = super().unfit()
-        if getattr(self.transformer, "image_proj", None) is not None:
-            found.append("its network needs image embeddings, as with an IP-Adapter; call pipe.unload_ip_adapter()")
-        return found
-
     @property
     def patch(self) -> int:
         return self.transformer.config.patch_size

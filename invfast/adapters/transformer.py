@@ -38,10 +38,11 @@ class Transformer(Adapter):
 
     def unfit(self) -> list[str | None]:
         network, channels = self.transformer, door.channels(self.pipe)
-        if type(network).__name__ != self.network:
+        if self.network not in {kind.__name__ for kind in type(network).__mro__}:
             return [f"its transformer is a {type(network).__name__}; load one of class {self.network}"]
         if self.channels != channels:
-            return [f"its network takes {self.channels} channels and its latents have {channels}; load a text model"]
+            own = self.channels
+            return [f"its network takes {own} channels and its latents have {channels}; load the parts of one model"]
         return [door.patched(self.pipe)]
 
     @property

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from invfast import flows
 from invfast.adapters import masked
 from invfast.adapters.base import Prompts
-from invfast.adapters.rectified_flow import RectifiedFlow, form, linspaced
+from invfast.adapters.rectified_flow import RectifiedFlow, form
 from invfast.adapters.transformer import EXPORTS, Timed
 from invfast.denoiser import EMBEDS, MASK, Condition, Form
 
@@ -28,6 +27,7 @@ class ZImage(RectifiedFlow):
     description = "Z-Image (a vae, a ZImageTransformer2DModel of its latents, a text encoder or none)"
     pipelines = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
     network = "ZImageTransformer2DModel"
+    spaced = True
 
     def unfit(self) -> list[str | None]:
         found, config = super().unfit(), self.transformer.config
@@ -44,10 +44,6 @@ class ZImage(RectifiedFlow):
     def guidance(self, scale: float) -> float:
         """Its pipeline adds guidance_scale times the difference of both branches to the conditional one."""
         return 1 + scale if scale > 1 else 1.0
-
-    def shifted(self, steps: int, shape: torch.Size) -> dict[str, Any]:
-        own = not flows.takes_sigmas(self.pipe.scheduler)
-        return {**super().shifted(steps, shape), "sigmas": None if own else linspaced(steps)}
 
     @torch.no_grad()
     def condition(self, latents: torch.Tensor, prompts: Prompts, guidance_scale: float) -> Condition:

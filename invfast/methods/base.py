@@ -235,6 +235,7 @@ class Linear(Stepper):
         steps: which steps, in order.
         carried: names of the state tensors beside the latents; where they are not given they begin as the latents.
         keep: those of them that belong to the result.
+        at_source: whether the network is asked at the time of node i, where a step upwards begins.
     """
 
     kernels: Kernels
@@ -242,6 +243,7 @@ class Linear(Stepper):
     steps: range
     carried: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    at_source: bool = False
     reusable: ClassVar[bool] = True
 
     def init(self, state: State) -> State:
@@ -249,6 +251,7 @@ class Linear(Stepper):
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
         x = state["latents"]
-        inputs = [x, *(state[name] for name in self.carried), *predict(x, step.t)]
+        t = step.source_t if self.at_source else step.t
+        inputs = [x, *(state[name] for name in self.carried), *predict(x, t)]
         outputs = self.kernels.lincomb(inputs, self.table, step.index)
         return dict(zip(("latents", *self.carried), outputs, strict=True)), None

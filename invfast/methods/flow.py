@@ -13,13 +13,14 @@ BDIA and O-BELM, serves flows as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State, Stepper
+from invfast.methods.base import Linear, Method, Predict, Problem, State, Stepper
 from invfast.schedule import FLOW, Step
 
 
@@ -47,9 +48,10 @@ class Euler(FlowMethod):
         ValueError: (when run) the network is none of rectified flow.
     """
 
-    def inverter(self, problem: Problem, start: int = 0) -> Explicit:
+    def inverter(self, problem: Problem, start: int = 0) -> Linear:
         self.check(problem)
-        return Explicit(problem, start)
+        table, steps = problem.place_guided(rows.along(problem.schedule)), range(start, problem.schedule.num_steps)
+        return Linear(problem.kernels, table, steps, at_source=True)
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class FireFlow(FlowMethod):
 class RFInversion(FlowMethod):
     """A controlled flow, for editing: pulled to drawn noise on the way up, to the image in the first steps down.
 
-    N evaluations in either direction. It does not rebuild; how near the image a reconstruction stays says how hard it
-    was pulled.
+    N evaluations in either direction; x_0 and the noise are kept in the state. It does not rebuild; how near the image
+    a reconstruction stays says how hard it was pulled.
 
     Args:
         gamma: strength of the pull to noise, in [0, 1]; 0 is `Euler`.
@@ -98,7 +100,8 @@ class RFInversion(FlowMethod):
         seed: image j of a batch draws its noise from a generator of seed + j, unless `invert` is given generators.
 
     Raises:
-        ValueError: a value outside its range, or (when run) the network is none of rectified flow.
+        ValueError: a value outside its range, or (when run) the network is none of rectified flow, or a start elsewhere
+            than at the data, as in ForwardStart.
     """
 
     gamma: float = 0.5
@@ -114,31 +117,17 @@ class RFInversion(FlowMethod):
 
     def inverter(self, problem: Problem, start: int = 0) -> Pulled:
         self.check(problem)
-        steps = range(start, problem.schedule.num_steps)
-        table = rows.pulled_up(problem.schedule, self.gamma)
-        return Pulled(problem, table, steps, "noise", lambda x: problem.draw(x.shape, self.seed))
+        if start:
+            raise ValueError(
+                "RFInversion leads back to the data it began at and cannot begin later; use it without ForwardStart"
+            )
+        table, steps = rows.pulled_up(problem.schedule, self.gamma), range(problem.schedule.num_steps)
+        return Pulled(problem, table, steps, lambda x: problem.draw(x.shape, self.seed))
 
     def sampler(self, problem: Problem, start: int) -> Pulled:
         total = problem.schedule.num_steps
         table = rows.pulled_down(problem.schedule, self.eta, round(self.share * total))
-        return Pulled(problem, table, range(start - 1, -1, -1), "origin")
-
-
-class Explicit(Stepper):
-    """x + h v(x), v at the source's time."""
-
-    reusable = True
-
-    def __init__(self, problem: Problem, start: int) -> None:
-        self.kernels, self.steps = problem.kernels, range(start, problem.schedule.num_steps)
-        self.table = problem.place_guided(rows.along(problem.schedule))
-
-    def init(self, state: State) -> State:
-        return {"latents": state["latents"]}
-
-    def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
-        x = state["latents"]
-        return {"latents": self.kernels.lincomb((x, *predict(x, step.source_t)), self.table, step.index)[0]}, None
+        return Pulled(problem, table, range(start - 1, -1, -1))
 
 
 class Midpoint(Stepper):
@@ -188,25 +177,36 @@ class Reused(Midpoint):
 
 
 class Pulled(Stepper):
-    """A row of (x, where it is pulled to, o(x)): "noise" upwards, and "origin", the image, downwards."""
+    """A row of (x, where it is pulled to, o(x)): "noise" upwards, and "origin", the image, downwards.
+
+    Args:
+        problem: the run's.
+        table: (N, 1, 3).
+        steps: which steps, in order.
+        draw: latents -> noise like them, upwards; None downwards.
+    """
 
     keep = ("noise", "origin")
     reusable = True
 
-    def __init__(self, problem: Problem, table: torch.Tensor, steps: range, to: str, draw: object = None) -> None:
-        self.kernels, self.table, self.steps, self.to, self.draw = problem.kernels, table, steps, to, draw
-        self.table = problem.place_guided(table)
+    def __init__(
+        self,
+        problem: Problem,
+        table: torch.Tensor,
+        steps: range,
+        draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.kernels, self.table, self.steps, self.draw = problem.kernels, problem.place_guided(table), steps, draw
 
     def init(self, state: State) -> State:
         x = state["latents"]
-        if self.to == "noise":
+        if self.draw is not None:
             return {"latents": x, "origin": x, "noise": self.draw(x)}
         if "origin" not in state:
             raise ValueError("RFInversion samples towards the image of an inversion, expected state 'origin', got none")
-        return {name: state[name] for name in ("latents", "origin", "noise") if name in state}
+        return {"latents": x, "origin": state["origin"]}
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
         x = state["latents"]
-        t = step.source_t if self.steps.step > 0 else step.t
-        inputs = (x, state[self.to], *predict(x, t))
-        return {**state, "latents": self.kernels.lincomb(inputs, self.table, step.index)[0]}, None
+        to, t = (state["origin"], step.t) if self.draw is None else (state["noise"], step.source_t)
+        return {**state, "latents": self.kernels.lincomb((x, to, *predict(x, t)), self.table, step.index)[0]}, None

@@ -12,7 +12,7 @@ x_b = f(x_b). Any f(y) = y + (x_a - DOWN(y)) / d has the same solution; the divi
 iterating. Here it is the predicted noise (d = a_a/a_b), for every prediction type: then the very same network gives the
 very same latents whichever way its output is written. Where the target has next to no signal the noise says nothing
 about the data and the velocity is held instead (d = a_a a_b + s_a s_b); a model trained on epsilon keeps the noise.
-Of a flow its own velocity is held (d = 1): on exact mixtures of Gaussians that is 7 to 10 dB better.
+Of a flow its own velocity is held (d = 1), as `python -m benchmarks.held` measured on an exact one.
 
 The network's output is always the last input, so that classifier-free guidance can widen it into two (`guided`).
 Tables are (N, outputs, inputs).
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import torch
 
-from invfast.schedule import FLOW, NEGLIGIBLE, ROUNDING, Schedule
+from invfast.schedule import FLOW, ROUNDING, Schedule
 
 VELOCITY_BELOW = 0.05
 """Target alpha under which the velocity is held. Stable Diffusion's betas end at 0.068, zero-terminal-SNR ones at 0."""
@@ -51,57 +51,28 @@ def transfer(
 
 def down(schedule: Schedule) -> torch.Tensor:
     """DDIM sampling, (N, 1, 2): inputs (x_b, o) -> x_a."""
-    a, b = _levels(schedule)
-    return _table(transfer(*b, *a, schedule.prediction_type))
+    a, b = levels(schedule)
+    return as_table(transfer(*b, *a, schedule.prediction_type))
 
 
 def up(schedule: Schedule) -> torch.Tensor:
     """One fixed-point iteration of DDIM inversion, (N, 1, 3): inputs (x_a, y, o(y)) -> f(y)."""
-    a, b = _levels(schedule)
+    a, b = levels(schedule)
     if schedule.compat:  # DDIMInverseScheduler reads the output with the source's level
         p, q = transfer(*a, *b, schedule.prediction_type)
-        return _table((p, torch.zeros_like(p), q))
+        return as_table((p, torch.zeros_like(p), q))
     p, q = transfer(*b, *a, schedule.prediction_type)
     held = a[0] / b[0]
     if schedule.prediction_type == FLOW:
         held = torch.ones_like(p)
     elif schedule.prediction_type != "epsilon":
         held = torch.where(b[0] < VELOCITY_BELOW, a[0] * b[0] + a[1] * b[1], held)
-    return _table((1 / held, 1 - p / held, -q / held))
+    return as_table((1 / held, 1 - p / held, -q / held))
 
 
 def explicit(table: torch.Tensor) -> torch.Tensor:
     """The row of one iteration from y = x_a, (N, 1, 2): inputs (x_a, o(x_a)). With `up`, this is DDIM inversion."""
     return torch.cat([table[..., :1] + table[..., 1:2], table[..., 2:]], -1)
-
-
-def along(schedule: Schedule, share: float = 1.0) -> torch.Tensor:
-    """A share of each step of a flow with a velocity from anywhere, (N, 1, 2): (x, v) -> x + share h v."""
-    h = share * schedule.sigma.diff()
-    return _table((torch.ones_like(h), h))
-
-
-def beyond(schedule: Schedule, direction: int) -> torch.Tensor:
-    """A step of a flow, up (1) or down (-1), and half the next with its velocity, (N, 2, 2): (x, v) -> (x', m')."""
-    h = schedule.sigma.diff()
-    following = h.roll(-direction)
-    following[-1 if direction > 0 else 0] = 0  # nothing comes after
-    return torch.cat([along(schedule, direction), _table((torch.ones_like(h), direction * (h + following / 2)))], 1)
-
-
-def pulled_up(schedule: Schedule, gamma: float) -> torch.Tensor:
-    """RF-Inversion's controlled step to noise, (N, 1, 3): inputs (x, noise, o(x)) at the source."""
-    h, (alpha, _) = schedule.sigma.diff(), _levels(schedule)[0]
-    pull = gamma * h / alpha
-    return _table((1 - pull, pull, (1 - gamma) * h))
-
-
-def pulled_down(schedule: Schedule, eta: float, steps: int) -> torch.Tensor:
-    """Its step to data, pulled in the `steps` nearest to noise, (N, 1, 3): inputs (x, x_0, o(x)) at the target."""
-    h, (_, sigma) = schedule.sigma.diff(), _levels(schedule)[1]
-    eta = eta * (torch.arange(len(h)) >= len(h) - steps).double()
-    pull = eta * h / sigma
-    return _table((1 - pull, pull, (eta - 1) * h))
 
 
 def with_residual(table: torch.Tensor) -> torch.Tensor:
@@ -111,14 +82,14 @@ def with_residual(table: torch.Tensor) -> torch.Tensor:
 
 def noise(schedule: Schedule) -> torch.Tensor:
     """The predicted noise, (N, 1, 2): inputs (y, o(y)) at the target -> epsilon."""
-    _, (alpha, sigma) = _levels(schedule)
+    _, (alpha, sigma) = levels(schedule)
     if schedule.prediction_type == "epsilon":
-        return _table((torch.zeros_like(alpha), torch.ones_like(alpha)))
+        return as_table((torch.zeros_like(alpha), torch.ones_like(alpha)))
     if schedule.prediction_type == FLOW:
-        return _table((1 / (alpha + sigma), alpha / (alpha + sigma)))
+        return as_table((1 / (alpha + sigma), alpha / (alpha + sigma)))
     if schedule.prediction_type == "v_prediction":
-        return _table((sigma, alpha))
-    return _table((1 / sigma, -alpha / sigma))
+        return as_table((sigma, alpha))
+    return as_table((1 / sigma, -alpha / sigma))
 
 
 def slope(schedule: Schedule) -> torch.Tensor:
@@ -137,8 +108,8 @@ def forecast(schedule: Schedule, order: int, start: int = 0) -> torch.Tensor:
     on 20 too (docs/methods/auto.md). Steps right after `start` have a shorter history and leave the columns they miss
     at zero.
     """
-    a, b = _levels(schedule)
-    p, q = transfer(*a, *b, _carried(schedule))
+    a, b = levels(schedule)
+    p, q = transfer(*a, *b, carried(schedule))
     level = schedule.sigma
     table = torch.zeros(schedule.num_steps, 1, 1 + order, dtype=torch.float64)
     table[:, 0, 0] = p
@@ -176,93 +147,8 @@ def blend_before(table: torch.Tensor, eta: float, steps: range) -> torch.Tensor:
 
 def jump(schedule: Schedule, node: int) -> torch.Tensor:
     """Forward diffusion of clean data to a node, the source of step `node`, (1, 1, 2): inputs (x_0, noise)."""
-    levels = [torch.cat([each, end[-1:]]) for each, end in zip(*_levels(schedule), strict=True)]
-    return torch.stack([level[node] for level in levels]).reshape(1, 1, 2)
-
-
-def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """O-BELM: tables up (N, 2, 3), below (N, 1, 2) and down (N, 1, 3), `methods.reversible` says how they are used.
-
-    With h_i the length of step i in sigma/alpha, r = h_i / h_{i-1}, and e_i the noise predicted at x_i, the two-step
-    formula for x_{i+1} is a DDIM step with the noise n_i = (1 + r) e_i - r n_{i-1}, begun by n = e in step `start`.
-    Carrying n in place of x_{i-1} is the same formula without its difference of nearly equal latents times r^2. In a
-    flow h is in sigma and the velocity takes the noise's place.
-    """
-    _require_chain(schedule, "O-BELM")
-    flow = schedule.prediction_type == FLOW
-    if not flow and float(schedule.alpha[-1]) ** 2 <= NEGLIGIBLE:
-        raise ValueError(
-            f"O-BELM divides by alpha, which is {float(schedule.alpha[-1]):.2g} at t={schedule.t[-1].item()} (zero "
-            "terminal SNR); use BDIA, or a 'leading' grid"
-        )
-    a, b = _levels(schedule)
-    p, q = transfer(*a, *b, _carried(schedule))
-    h = (schedule.sigma if flow else schedule.sigma / schedule.alpha).diff()
-    ratio = torch.cat([torch.ones_like(h[:1]), h[1:] / h[:-1]])
-    if float(torch.minimum(ratio, 1 / ratio).min()) ** 2 <= NEGLIGIBLE:
-        raise ValueError(
-            f"O-BELM amplifies errors by how much longer a step is than the one before it, here up to "
-            f"{float(torch.maximum(ratio, 1 / ratio).max()):.2g} times; use BDIA, or steps more alike"
-        )
-    read = slope(schedule)[:, 0]
-    state, output = read.roll(1, 0).unbind(-1)  # read at each step's source
-    following = torch.stack([(1 + ratio) * state, -ratio, (1 + ratio) * output], -1)
-    begun = slice(start, start + 1)  # none where a jump went all the way
-    following[begun, 0], following[begun, 2] = read[begun].unbind(-1)  # asked at the target
-    following[begun, 1] = 0
-    ahead = q.unsqueeze(1) * following
-    ahead[:, 0] += p
-    below = torch.stack([1 / p, -q / p], -1)
-    before = torch.cat([(state * (1 + 1 / ratio)).unsqueeze(1) * below, ((1 + 1 / ratio) * output).unsqueeze(1)], 1)
-    before[:, 1] -= 1 / ratio
-    return torch.stack([ahead, following], 1), below.unsqueeze(1), before.unsqueeze(1)
-
-
-def bdia(schedule: Schedule, gamma: float, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """BDIA, gamma x_{i+1} = x_{i-1} - DOWN(x_i) + gamma UP(x_i): tables as for `obelm`, x_{i-1} is what it carries."""
-    _require_chain(schedule, "BDIA")
-    last = schedule.num_steps - 1
-    below, here, above = ((schedule.alpha[k : k + last], schedule.sigma[k : k + last]) for k in range(3))
-    p_down, q_down = transfer(*here, *below, schedule.prediction_type)
-    p_up, q_up = transfer(*here, *above, schedule.prediction_type)
-    ahead = torch.zeros(schedule.num_steps, 3, dtype=torch.float64)
-    ahead[:, [0, 2]] = explicit(up(schedule))[:, 0]  # the first step is DDIM inversion
-    two = torch.stack([p_up - p_down / gamma, torch.full_like(p_up, 1 / gamma), q_up - q_down / gamma], -1)
-    ahead[start + 1 :] = two[start:]
-    before = torch.zeros_like(ahead)
-    before[1:] = torch.stack([torch.full_like(p_up, gamma), p_down - gamma * p_up, q_down - gamma * q_up], -1)
-    unit = torch.eye(3, dtype=torch.float64).expand(len(ahead), 3, 3)
-    return torch.stack([ahead, unit[:, 0]], 1), unit[:, 1:2, :2], before.unsqueeze(1)
-
-
-def edict(schedule: Schedule, mix: float) -> tuple[torch.Tensor, ...]:
-    """EDICT's two tables upwards and its two downwards, (N, 1, 3) and (N, 2, 3) each; `methods.reversible` says how.
-
-    In step i one latent of the pair leads: x where N - 1 - i is even, else y. Mixing is x first whoever leads.
-    """
-    c = _partnered(schedule)
-    steps = torch.arange(schedule.num_steps)
-    x_leads = ((steps.flip(0) % 2) == 0).unsqueeze(1)
-
-    def swap(a: torch.Tensor, b: torch.Tensor) -> Row:  # (leader, follower) to (x, y) and back
-        return torch.where(x_leads, a, b), torch.where(x_leads, b, a)
-
-    unit = torch.eye(3, dtype=torch.float64)
-    # Down: over (follower, leader', o(leader')), the leader already moved.
-    x, y = swap(unit[1].expand_as(c), c)
-    x = mix * x + (1 - mix) * y
-    leader, follower = swap(x, mix * y + (1 - mix) * x)
-    down_second = torch.stack([follower, leader], 1)
-    # Up: the pair before it was mixed, over (follower, leader), and both moved back.
-    x, y = swap(unit[1, :2].expand(len(c), 2), unit[0, :2].expand(len(c), 2))
-    y = (y - (1 - mix) * x) / mix
-    leader, follower = swap((x - (1 - mix) * y) / mix, y)
-    p, partner, output = c.unsqueeze(-1).unbind(1)
-    up_first = torch.cat([follower - partner * leader, -output], -1) / p
-    moved = torch.cat([torch.ones_like(p), -partner, -output], -1) / p
-    following = leader.roll(-1, 0)  # of the next step, in which the roles are swapped
-    asked = following[:, :1] * moved + following[:, 1:] * unit[1]
-    return up_first.unsqueeze(1), torch.stack([moved, asked], 1), c.unsqueeze(1), down_second
+    every = [torch.cat([source, target[-1:]]) for source, target in zip(*levels(schedule), strict=True)]
+    return torch.stack([level[node] for level in every]).reshape(1, 1, 2)
 
 
 def noise_maps(schedule: Schedule, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,8 +158,8 @@ def noise_maps(schedule: Schedule, eta: float) -> tuple[torch.Tensor, torch.Tens
     posterior's variance for levels of any kind. Where s = 0 (a = clean data), or less than float32 rounds away, z is
     the difference itself.
     """
-    _require_chain(schedule, "NoiseMaps")
-    a, b = _levels(schedule)
+    require_chain(schedule, "NoiseMaps")
+    a, b = levels(schedule)
     scale = eta * a[1] / b[1] * (b[1] ** 2 - (b[0] / a[0] * a[1]) ** 2).clamp(min=0).sqrt()
     scale = torch.where(scale <= ROUNDING, 0.0, scale)
     p, q = transfer(*b, a[0], (a[1] ** 2 - scale**2).clamp(min=0).sqrt(), schedule.prediction_type)
@@ -281,21 +167,21 @@ def noise_maps(schedule: Schedule, eta: float) -> tuple[torch.Tensor, torch.Tens
     # x_b passes through with a zero for o: an output that is not finite shows in the latents.
     through = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).expand(len(p), 3)
     z = torch.stack([1 / scale, -p / scale, -q / scale], -1)
-    return torch.stack([through, z], 1), _table((p, scale, q))
+    return torch.stack([through, z], 1), as_table((p, scale, q))
 
 
 def moved(schedule: Schedule) -> torch.Tensor:
     """A latent whose step is taken with another noise, (N, 1, 3): inputs (x_b, noise, the one before) -> x_b'."""
-    a, b = _levels(schedule)
+    a, b = levels(schedule)
     _, q = transfer(*a, *b, "epsilon")
-    return _table((torch.ones_like(q), q, -q))
+    return as_table((torch.ones_like(q), q, -q))
 
 
 def diffuse(schedule: Schedule, start: int = 0) -> torch.Tensor:
     """Forward diffusion to each step's target, (N, 1, 2): inputs (x_0, or the latents of node `start`, and noise)."""
     alpha, sigma = (schedule.alpha[start], schedule.sigma[start]) if start else (1.0, 0.0)
     ratio = schedule.alpha[1:] / alpha
-    return _table((ratio, (schedule.sigma[1:] ** 2 - ratio**2 * sigma**2).clamp_min(0).sqrt()))
+    return as_table((ratio, (schedule.sigma[1:] ** 2 - ratio**2 * sigma**2).clamp_min(0).sqrt()))
 
 
 def guided(table: torch.Tensor, scale: float) -> torch.Tensor:
@@ -304,29 +190,12 @@ def guided(table: torch.Tensor, scale: float) -> torch.Tensor:
     return torch.cat([table[..., :-1], table[..., -1:] * weights], -1)
 
 
-def _partnered(schedule: Schedule) -> torch.Tensor:
-    """DDIM of one latent with the noise (the velocity where `up` holds it) at another, (N, 3): (x_b, y_b, o(y_b))."""
-    a, b = _levels(schedule)
-    own = schedule.prediction_type
-    p, q = transfer(*b, *a, _carried(schedule))
-    state, output = slope(schedule)[:, 0].unbind(-1)
-    table = torch.stack([p, q * state, q * output], -1)
-    if own in ("epsilon", FLOW):
-        return table
-    p, q = transfer(*b, *a, "v_prediction")
-    state, output = torch.zeros_like(q), torch.ones_like(q)
-    if schedule.prediction_type == "sample":
-        state, output = b[0] / b[1], -1 / b[1]
-    velocity = torch.stack([p, q * state, q * output], -1)
-    return torch.where((b[0] < VELOCITY_BELOW).unsqueeze(1), velocity, table)
-
-
-def _carried(schedule: Schedule) -> str:
+def carried(schedule: Schedule) -> str:
     """As which prediction `slope` moves a latent."""
     return FLOW if schedule.prediction_type == FLOW else "epsilon"
 
 
-def _require_chain(schedule: Schedule, name: str) -> None:
+def require_chain(schedule: Schedule, name: str) -> None:
     if not torch.equal(schedule.source_alpha, schedule.alpha[:-1]):
         raise ValueError(
             f"{name} needs steps that begin where the last one ended, unlike those of this grid, compat="
@@ -334,11 +203,11 @@ def _require_chain(schedule: Schedule, name: str) -> None:
         )
 
 
-def _levels(schedule: Schedule) -> tuple[Row, Row]:
+def levels(schedule: Schedule) -> tuple[Row, Row]:
     return (schedule.source_alpha, schedule.source_sigma), (schedule.alpha[1:], schedule.sigma[1:])
 
 
-def _table(columns: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def as_table(columns: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.stack(columns, -1).unsqueeze(1)
 
 

@@ -1,0 +1,50 @@
+"""The coefficients of every update, pure float64: base says what a row is."""
+
+from __future__ import annotations
+
+from invfast.rows.base import (
+    VELOCITY_BELOW,
+    blend_before,
+    damp,
+    diffuse,
+    down,
+    explicit,
+    forecast,
+    guided,
+    jump,
+    moved,
+    noise,
+    noise_maps,
+    slope,
+    transfer,
+    up,
+    with_residual,
+)
+from invfast.rows.flow import along, beyond, pulled_down, pulled_up
+from invfast.rows.reversible import bdia, edict, obelm
+
+__all__ = [
+    "VELOCITY_BELOW",
+    "along",
+    "bdia",
+    "beyond",
+    "blend_before",
+    "damp",
+    "diffuse",
+    "down",
+    "edict",
+    "explicit",
+    "forecast",
+    "guided",
+    "jump",
+    "moved",
+    "noise",
+    "noise_maps",
+    "obelm",
+    "pulled_down",
+    "pulled_up",
+    "slope",
+    "transfer",
+    "up",
+    "with_residual",
+]
