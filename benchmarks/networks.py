@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from invfast import demo
 from invfast.adapters import unets
@@ -51,8 +57,14 @@ def sd15() -> torch.nn.Module:
 
 
 def sdxl() -> torch.nn.Module:
-    """SDXL's UNet, 2.6 billion parameters, as `invert` gives it to runtimes: its added conditions are inputs."""
-    unet = _random(
+    """SDXL's UNet as `invert` gives it to runtimes: its added conditions are inputs."""
+    unet = sdxl_unet()
+    return unets.form(unet).flat(unet)
+
+
+def sdxl_unet() -> torch.nn.Module:
+    """SDXL's UNet: 2.6 billion parameters."""
+    return _random(
         lambda: UNet2DConditionModel(
             sample_size=128,
             block_out_channels=(320, 640, 1280),
@@ -67,7 +79,6 @@ def sdxl() -> torch.nn.Module:
             projection_class_embeddings_input_dim=2816,
         )
     )
-    return unets.form(unet).flat(unet)
 
 
 class Encode(torch.nn.Module):
@@ -113,6 +124,33 @@ def sd15_pipeline(device: str | torch.device = "cpu") -> StableDiffusionPipeline
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sdxl_pipeline() -> StableDiffusionXLPipeline:
+    """SDXL's shapes as a pipeline, random weights, for whole calls of `invert`. Each text encoder has one layer."""
+    tokenizer = demo.load_pipeline().tokenizer
+    first, second = (
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            projection_dim=width,
+            num_hidden_layers=1,
+            num_attention_heads=heads,
+        )
+        for width, heads in ((768, 12), (1280, 20))
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=sd15_vae(),
+        text_encoder=_random(lambda: CLIPTextModel(first)),
+        text_encoder_2=_random(lambda: CLIPTextModelWithProjection(second)),
+        tokenizer=tokenizer,
+        tokenizer_2=demo.load_pipeline().tokenizer,
+        unet=sdxl_unet(),
+        scheduler=DDIMScheduler(**SCHEDULER, clip_sample=False, set_alpha_to_one=False),
+        add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -1,4 +1,4 @@
-"""python -m training COMMAND: data, vae, unet, pixel, export, eval; each goes on where it left off."""
+"""python -m training COMMAND: data, vae, unet, pixel, flow, export, eval; each goes on where it left off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 import typer
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors.torch import load_file, save
 
 from invfast import demo
@@ -25,6 +25,7 @@ VAE = Recipe(steps=6800, batch=16, rate=8e-4)
 POOL = 40_960
 UNET = Recipe(steps=6000, batch=64, rate=6e-4, decay=0.9995)
 PIXEL = Recipe(steps=4000, batch=32, rate=5e-4, decay=0.9995)
+FLOW = Recipe(steps=8000, batch=32, rate=1e-3, decay=0.9995)
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Runs = Annotated[Path, typer.Option(help="Folder of downloads, checkpoints, logs and sample sheets.")]
@@ -62,12 +63,8 @@ def unet(
     vae = models.vae()
     averaged(runs / "vae", vae)
     vae.register_to_config(scaling_factor=export_.scaling_factor(vae, found))
-    pool = folder / "pool.safetensors"
-    if not pool.exists():
-        made = objectives.latent_pool(vae, vae.config.scaling_factor, found, tokenizer, POOL, UNET.seed)
-        write_atomically(pool, save(made))
     denoiser = models.Denoiser(len(tokenizer))
-    loss = objectives.denoising(denoiser, load_file(pool), _alphas(), UNET, bfloat16)
+    loss = objectives.denoising(denoiser, _pool(folder, vae, found, tokenizer), _alphas(), UNET, bfloat16)
     pipe = export_.pipeline(vae, tokenizer, denoiser)
     train(denoiser, loss, UNET, folder, sheet=sheets.prompts(pipe, folder), sitting=_sitting("unet"))
 
@@ -82,9 +79,22 @@ def pixel(runs: Runs = RUNS, threads: Threads = 1) -> None:
 
 
 @app.command()
+def flow(runs: Runs = RUNS, threads: Threads = 1) -> None:
+    """Train the rectified-flow transformer and its text encoders on the bundled autoencoder's latents."""
+    found = _start(runs, threads)
+    folder = runs / "flow"
+    folder.mkdir(parents=True, exist_ok=True)
+    vae, tokenizer = demo.load_pipeline().vae, models.tokenizer(found.captions, models.FLOW_SPECIAL)
+    denoiser = models.FlowDenoiser(len(tokenizer))
+    loss = objectives.velocity(denoiser, _pool(folder, vae, found, tokenizer), FLOW)
+    pipe = export_.flow_pipeline(vae, tokenizer, denoiser)
+    train(denoiser, loss, FLOW, folder, sheet=sheets.prompts(pipe, folder), sitting=_sitting("flow"))
+
+
+@app.command()
 def sitting(runs: Runs = RUNS) -> None:
     """Keep where the runs stand as float16 weights under training/sittings, for a commit."""
-    for name in ("vae", "unet", "pixel"):
+    for name in ("vae", "unet", "pixel", "flow"):
         if (runs / name / "checkpoint.pt").exists():
             facts = keep_sitting(
                 runs / name, _sitting(name), early=name == "unet"
@@ -111,6 +121,15 @@ def evaluate_(
     """One table for any weights: round trip, noise prediction, and whether pictures are what their caption says."""
     found = _start(runs, threads)
     evaluation.table(pipelines, found, captions)
+
+
+def _pool(folder: Path, vae: AutoencoderKL, found: training_data.Data, tokenizer) -> dict[str, torch.Tensor]:
+    """Latents to train on, made once."""
+    path = folder / "pool.safetensors"
+    if not path.exists():
+        made = objectives.latent_pool(vae, vae.config.scaling_factor, found, tokenizer, POOL, UNET.seed)
+        write_atomically(path, save(made))
+    return load_file(path)
 
 
 def _sitting(name: str) -> Path:

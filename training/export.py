@@ -9,7 +9,14 @@ from string import Template
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+)
 from safetensors.torch import load_file, save_file
 
 from training import models
@@ -38,6 +45,24 @@ def pipeline(vae: AutoencoderKL, tokenizer, denoiser: models.Denoiser) -> Stable
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flow_pipeline(vae: AutoencoderKL, tokenizer, denoiser: models.FlowDenoiser) -> StableDiffusion3Pipeline:
+    """The flow's networks as a Stable Diffusion 3 pipeline without its third text encoder."""
+    vae.register_to_config(shift_factor=0.0)
+    pipe = StableDiffusion3Pipeline(
+        transformer=denoiser.transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=denoiser.text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=denoiser.text_encoder_2,
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

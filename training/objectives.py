@@ -94,14 +94,43 @@ def denoising(
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng, generator = streams(recipe.seed, step)
-        chosen = torch.from_numpy(rng.integers(len(pool["mean"]), size=recipe.batch))
-        mean, std = pool["mean"][chosen].float(), pool["std"][chosen].float()
-        latents = mean + std * torch.randn(mean.shape, generator=generator)
-        dropped = torch.from_numpy(rng.random(recipe.batch) < DROPOUT)
-        tokens = torch.where(dropped[:, None], pool["empty"], pool["tokens"][chosen])
+        latents, tokens = _drawn(pool, recipe.batch, rng, generator)
         return noise_loss(lambda x, t: network(x, t, tokens), latents, alphas, rng, generator)
 
     return loss_of
+
+
+def velocity(denoiser: torch.nn.Module, pool: dict[str, torch.Tensor], recipe: Recipe) -> Loss:
+    """Mean squared error of the predicted noise less the clean latents, on the line between the two.
+
+    Rectified flow, Liu et al., arXiv 2209.03003. The arguments are those of `denoising`.
+    """
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng, generator = streams(recipe.seed, step)
+        latents, tokens = _drawn(pool, recipe.batch, rng, generator)
+        sigma = torch.from_numpy(_spread(recipe.batch, rng)).float().view(-1, 1, 1, 1)
+        noise = torch.randn(latents.shape, generator=generator)
+        asked = torch.lerp(latents, noise, sigma), TIMES * sigma.flatten(), tokens
+        return F.mse_loss(denoiser(*asked), noise - latents), {}
+
+    return loss_of
+
+
+def _drawn(
+    pool: dict[str, torch.Tensor], count: int, rng: np.random.Generator, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents out of the pool's posteriors, and their captions' tokens, some of them dropped."""
+    chosen = torch.from_numpy(rng.integers(len(pool["mean"]), size=count))
+    mean, std = pool["mean"][chosen].float(), pool["std"][chosen].float()
+    latents = mean + std * torch.randn(mean.shape, generator=generator)
+    dropped = torch.from_numpy(rng.random(count) < DROPOUT)
+    return latents, torch.where(dropped[:, None], pool["empty"], pool["tokens"][chosen])
+
+
+def _spread(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Shares of time in [0, 1), one from each of `count` equal slices, which steadies the gradient."""
+    return (np.arange(count) + rng.random(count)) / count
 
 
 class _AttentionInFloat32(TorchFunctionMode):
@@ -132,9 +161,8 @@ def noise_loss(
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """E |noise - network(x_t, t)|^2 with one t from each of n equal slices of time, which steadies the gradient."""
-    count = len(clean)
-    times = torch.from_numpy(((np.arange(count) + rng.random(count)) / count * TIMES).astype(np.int64))
+    """E |noise - network(x_t, t)|^2."""
+    times = torch.from_numpy((_spread(len(clean), rng) * TIMES).astype(np.int64))
     noise = torch.randn(clean.shape, generator=generator)
     alpha = alphas[times].view(-1, 1, 1, 1)
     noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)

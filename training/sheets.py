@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMPipeline, DiffusionPipeline
 
 from invfast.images import grid, to_pil
 from training import models
@@ -46,11 +46,11 @@ def emoji(folder: Path) -> Sheet:
     return sheet
 
 
-def prompts(pipe: StableDiffusionPipeline, folder: Path) -> Sheet:
+def prompts(pipe: DiffusionPipeline, folder: Path) -> Sheet:
     """Some captions at guidance 3, from two noises; `pipe` takes the trained networks."""
 
-    def sheet(denoiser: models.Denoiser, step: int) -> None:
-        pipe.unet, pipe.text_encoder = denoiser.unet, denoiser.text_encoder
+    def sheet(denoiser: torch.nn.Module, step: int) -> None:
+        pipe.register_modules(**dict(denoiser.named_children()))
         rows = []
         for seed in (7, 8):
             noise = torch.Generator().manual_seed(seed)
