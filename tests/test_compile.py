@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import tiny as networks
+import tiny_transformers
 import torch
 from exact import as_exact_as_eager
 from test_runtimes import ready
@@ -55,6 +56,50 @@ def test_compile_serves_any_number_of_networks_and_lets_them_go():
     del modules, networks
     gc.collect()
     assert not any(each() is not None for each in kept)
+
+
+class Stack(torch.nn.Module):
+    """As many blocks of a kind as asked for, said to be repeated, and a layer beside them."""
+
+    _repeated_blocks = ("Scaled",)
+
+    def __init__(self, blocks, beside=1):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Scaled(2) for _ in range(blocks))
+        self.beside = torch.nn.Parameter(torch.zeros(beside), requires_grad=False)
+
+    def forward(self, x, t, return_dict=False):
+        for block in self.blocks:
+            (x,) = block(x, t)
+        return (x,)
+
+
+@pytest.mark.parametrize(("blocks", "beside", "regional"), [(3, 1, True), (2, 1, False), (3, 100, False)])
+def test_what_a_network_consists_of_is_compiled_once_for_all_of_a_kind(monkeypatch, blocks, beside, regional):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(function) or function)
+    module, x, t = Stack(blocks, beside), torch.ones(1, 4), torch.tensor(0)
+    found = ready("compile", module, {"x": x, "t": t})(x, t)
+    assert found.tolist() == [[2.0**blocks] * 4]
+    assert [function.__name__ for function in asked] == ["forward" if regional else "network"]
+    assert asked[0].__code__ is not Scaled.forward.__code__
+    assert not any("forward" in vars(block) for block in module.blocks)
+
+
+@pytest.mark.slow
+def test_a_transformer_is_compiled_by_its_blocks_and_left_alone():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    pipe = tiny_transformers.flux(layers=3)
+    x = torch.randn(1, pipe.vae.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = {"method": "ddim", "num_inference_steps": 2}
+    eager, exact = (invert(pipe, x, runtime="eager", dtype=d, **options).latents for d in ("float32", "float64"))
+    found = invert(pipe, x, runtime="compile", **options)
+    as_exact_as_eager(found.latents, eager, exact)
+    kinds = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 2 <= kinds <= 3  # one of two whose inputs lie otherwise after the first block
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert not any("forward" in vars(part) for part in pipe.transformer.modules())
 
 
 class Slow(Eager):

@@ -96,14 +96,14 @@ def stable_diffusion_3(
 FLUX_SHIFT = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
 
 
-def flux(cls=FluxPipeline, scheduler=None, guidance_embeds: bool = True) -> FluxPipeline:
+def flux(cls=FluxPipeline, scheduler=None, guidance_embeds: bool = True, layers: int = 1) -> FluxPipeline:
     """Shaped like FLUX.1-dev: T5 and a pooled text, positions by rotation, guidance as an input."""
 
     def make() -> FluxPipeline:
         network = FluxTransformer2DModel(
             in_channels=64,
-            num_layers=1,
-            num_single_layers=1,
+            num_layers=layers,
+            num_single_layers=layers,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=32,
