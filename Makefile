@@ -52,6 +52,7 @@ model: $(VENV)/.train
 	$(BIN)/python -m training vae
 	$(BIN)/python -m training unet
 	$(BIN)/python -m training pixel
+	$(BIN)/python -m training flow
 	$(BIN)/python -m training export
 
 model-eval: $(VENV)/.train

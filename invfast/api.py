@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,6 +195,8 @@ def reconstruct(
     pipe: Any,
     inversion: Inversion,
     *,
+    prompt: Text | None = None,
+    negative_prompt: Text | None = None,
     guidance_scale: float | None = None,
     prompt_embeds: torch.Tensor | None = None,
     negative_prompt_embeds: torch.Tensor | None = None,
@@ -214,6 +216,9 @@ def reconstruct(
     Args:
         pipe: the pipeline it was made with; left untouched.
         inversion: what `invert` returned. One that was interrupted is resumed from the node it reached.
+        prompt: None for the inversion's own; another, for all images or one an image, makes it an edit (`edit` has more
+            ways to one).
+        negative_prompt: likewise.
         guidance_scale: None for the inversion's own, or the one that its method was made for.
         prompt_embeds: (1 or B, tokens, width), needed again where the inversion was given them; other ones replace its
             prompt.
@@ -247,15 +252,18 @@ def reconstruct(
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
     model = following(inversion, pipe, runtime, dtype, precompute)
-    _check_match(model, inversion, prompt_embeds)
+    check_match(model, inversion, prompt_embeds, prompt)
     grid, kept = inversion.schedule, {"latents": inversion.latents, **inversion.state}
     kept = {name: value.to(model.device, model.latent_dtype) for name, value in kept.items()}
     batch = len(inversion.latents)
     with model.session():
-        more = model.check(batch, {**inversion.conditions, **conditions})
-        prompts = Prompts(inversion.prompt, inversion.negative_prompt, prompt_embeds, negative_prompt_embeds, more)
+        edited = prompt is not None or negative_prompt is not None
+        told = untold(inversion.conditions) if edited else inversion.conditions
+        more = model.check(batch, {**told, **conditions})
+        texts = _texts(inversion, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds, more)
         condition = model.condition(kept["latents"], prompts, scale)
-        for difference in provenance.differences(inversion.provenance, model, condition):
+        for difference in provenance.differences(inversion.provenance, model, condition, texts=not edited):
             warn(f"{difference} not what the inversion was made with")
         problem = run.problem(model, grid, scale, None, batch, kernels, condition, cuda_graph)
         stepper = inversion.method.sampler(problem, inversion.node)
@@ -267,18 +275,47 @@ def reconstruct(
 
         found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph, check)
         latents = found.state["latents"]
-        output = latents if output_type == "latent" else _present(model.decode(latents), output_type)
+        output = latents if output_type == "latent" else present(model.decode(latents), output_type)
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
 
 
-def _check_match(model: adapters.Adapter, inversion: Inversion, prompt_embeds: torch.Tensor | None) -> None:
+def untold(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an inversion's conditions is no text: other encoders' prompts go with the first's."""
+    return {name: value for name, value in conditions.items() if "prompt" not in name}
+
+
+def _texts(
+    inversion: Inversion,
+    prompt: Text | None,
+    negative_prompt: Text | None,
+    prompt_embeds: torch.Tensor | None,
+    negative_prompt_embeds: torch.Tensor | None,
+) -> tuple[list[str] | None, list[str] | None]:
+    """The inversion's, but where a caller gives others."""
+    for name, text, embeds in (
+        ("prompt", prompt, prompt_embeds),
+        ("negative_prompt", negative_prompt, negative_prompt_embeds),
+    ):
+        if text is not None and embeds is not None:
+            raise ValueError(f"pass {name} or {name}_embeds, not both")
+    own, negative = (
+        getattr(inversion, name) if text is None else arguments.each(text, len(inversion), name)
+        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt))
+    )
+    return own, negative
+
+
+def check_match(
+    model: adapters.Adapter, inversion: Inversion, prompt_embeds: torch.Tensor | None, prompt: Text | None = None
+) -> None:
+    """Raises ValueError where a pipeline and a prompt cannot lead an inversion back."""
     grids.check_prediction(model.pipe.scheduler, inversion.schedule)
     channels = model.denoiser.form.channels
     if inversion.latents.ndim != 4 or inversion.latents.shape[1] != channels:
         raise ValueError(
             f"latents of shape {tuple(inversion.latents.shape)} do not fit the pipeline: expected (B, {channels}, h, w)"
         )
-    if inversion.prompt is None and prompt_embeds is None:
+    if inversion.prompt is None and prompt_embeds is None and prompt is None:
         raise ValueError("this inversion was made with prompt_embeds; pass the same prompt_embeds to reconstruct()")
     for name in ("prompt", "negative_prompt"):
         texts = getattr(inversion, name)
@@ -286,7 +323,8 @@ def _check_match(model: adapters.Adapter, inversion: Inversion, prompt_embeds: t
             raise ValueError(f"the inversion has {len(texts)} texts in {name} for {len(inversion.latents)} latents")
 
 
-def _present(pixels: torch.Tensor, output_type: str) -> Any:
+def present(pixels: torch.Tensor, output_type: str) -> Any:
+    """Pixels (B, 3, H, W) in [0, 1] as a caller wants them."""
     if output_type == "pt":
         return pixels.clone()
     return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -47,13 +47,18 @@ def record(model: Adapter, grid: Schedule, method: Method, condition: Condition)
     }
 
 
-def differences(made_with: Mapping[str, Any], model: Adapter, condition: Condition) -> Iterator[str]:
-    """Names what a model and condition have otherwise; what either side did not record is passed over."""
+def differences(
+    made_with: Mapping[str, Any], model: Adapter, condition: Condition, texts: bool = True
+) -> Iterator[str]:
+    """Names what a model and condition have otherwise; what either side did not record is passed over.
+
+    With `texts` False other conditions are none: they are what makes an edit one.
+    """
     # Embeddings of one text differ in their last bits between devices and versions; only like is compared with like.
     # Settings are attributes, which the library that wrote a module may name otherwise in another version.
     versions = all(made_with.get(name) == _version(name) for name in PACKAGES)
     comparable = {
-        "embeds": made_with.get("embeds_on") == _place(condition),
+        "embeds": texts and made_with.get("embeds_on") == _place(condition),
         "settings": versions,
         "numerics": str(made_with.get("numerics")).startswith(f"{model.device.type}:"),
     }

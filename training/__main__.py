@@ -105,10 +105,13 @@ def sitting(runs: Runs = RUNS) -> None:
 @app.command()
 def export(
     runs: Runs = RUNS,
-    output: Annotated[Path, typer.Option(help="Folder that takes emoji64, emoji64-early and emoji32.")] = demo.ROOT,
+    output: Annotated[Path, typer.Option(help="Folder that takes a folder each.")] = demo.ROOT,
 ) -> None:
-    """Write the trained networks as diffusers pipelines in float16, with their model card."""
-    export_.write(runs, output, training_data.fetch(runs / "data"))
+    """Write the trained networks as diffusers pipelines in float16, with their model cards."""
+    found = training_data.fetch(runs / "data")
+    for run, write in (("unet", export_.write), ("flow", export_.write_flow)):
+        if (runs / run).exists():
+            write(runs, output, found)
 
 
 @app.command(name="eval")

@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKL,
     DDPMPipeline,
     DDPMScheduler,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -25,6 +26,7 @@ from training.data import Data
 from training.loop import averaged
 
 CARD = Path(__file__).with_name("card.md")
+FLOW_CARD = Path(__file__).with_name("flow_card.md")
 
 
 @torch.inference_mode()
@@ -50,9 +52,10 @@ def pipeline(vae: AutoencoderKL, tokenizer, denoiser: models.Denoiser) -> Stable
     return pipe
 
 
-def flow_pipeline(vae: AutoencoderKL, tokenizer, denoiser: models.FlowDenoiser) -> StableDiffusion3Pipeline:
+def flow_pipeline(vae: AutoencoderKL | None, tokenizer, denoiser: models.FlowDenoiser) -> StableDiffusion3Pipeline:
     """The flow's networks as a Stable Diffusion 3 pipeline without its third text encoder."""
-    vae.register_to_config(shift_factor=0.0)
+    if vae is not None:
+        vae.register_to_config(shift_factor=0.0)  # the pipeline adds it, None or not
     pipe = StableDiffusion3Pipeline(
         transformer=denoiser.transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -88,21 +91,30 @@ def write(runs: Path, output: Path, data: Data) -> None:
     (output / "emoji64" / "README.md").write_text(Template(CARD.read_text()).substitute(facts))
 
 
-def _save(pipe: StableDiffusionPipeline, folder: Path) -> None:
+def write_flow(runs: Path, output: Path, data: Data) -> None:
+    """emoji64-flow under `output`, without the autoencoder, which lies in emoji64."""
+    tokenizer = models.tokenizer(data.captions, models.FLOW_SPECIAL)
+    denoiser = models.FlowDenoiser(len(tokenizer))
+    run = averaged(runs / "flow", denoiser)
+    pipe = flow_pipeline(None, tokenizer, denoiser)
+    _save(pipe, output / "emoji64-flow")
+    facts = {"digest": data.digest(), "commit": _commit(), **_facts("flow", run)}
+    (output / "emoji64-flow" / "README.md").write_text(Template(FLOW_CARD.read_text()).substitute(facts))
+
+
+def _save(pipe: DiffusionPipeline, folder: Path) -> None:
     pipe.to(torch.float16).save_pretrained(folder)
     _readable_by_all(folder)
 
 
 def _readable_by_all(folder: Path) -> None:
     """Names of weights and classes that transformers 4 knows too; it would start from random weights without a word."""
-    path = folder / "text_encoder" / "model.safetensors"
-    tensors = load_file(path)
-    save_file(
-        {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()},
-        path,
-        {"format": "pt"},
-    )
-    for path in (folder / "tokenizer" / "tokenizer_config.json", folder / "model_index.json"):
+    for path in folder.glob("text_encoder*/model.safetensors"):
+        tensors = load_file(path)
+        beside = ("text_model.", "text_projection.")
+        named = {name if name.startswith(beside) else f"text_model.{name}": x for name, x in tensors.items()}
+        save_file(named, path, {"format": "pt"})
+    for path in (*folder.glob("tokenizer*/tokenizer_config.json"), folder / "model_index.json"):
         if path.exists():
             path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
 

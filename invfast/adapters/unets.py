@@ -17,6 +17,9 @@ LEADING = (EMBEDS, GUIDANCE, "class_labels")
 IMAGE_PROMPTS, IMAGES = "ip_image_proj", "image_embeds_"
 """An IP-Adapter's encoder_hid_dim_type, and how the inputs of its images begin, one an adapter."""
 
+CONTROL = "control_of_attention_"
+"""How inputs begin that attention processors are told, by cross_attention_kwargs' "edit"."""
+
 UNCALIBRATED = "its ranges are measured on texts, and this network takes"
 """How a form says that int8 is not for networks that are shown images."""
 
@@ -61,10 +64,13 @@ def projected(unet: torch.nn.Module) -> str | None:
 def nested(static: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """What a UNet takes, of flat inputs: by their own names, or among its added conditions."""
     added: dict[str, Any] = dict(static)
+    control = {name.removeprefix(CONTROL): added.pop(name) for name in static if name.startswith(CONTROL)}
     given: dict[str, Any] = {name: added.pop(name) for name in LEADING if name in added}
     count = sum(name.startswith(IMAGES) for name in added)
     if count:
         added["image_embeds"] = [added.pop(f"{IMAGES}{j}") for j in range(count)]
+    if control:
+        given["cross_attention_kwargs"] = {"edit": control}
     return {**given, "added_cond_kwargs": added} if added else given
 
 
