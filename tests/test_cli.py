@@ -62,6 +62,26 @@ def test_invert_and_reconstruct(tmp_path):
     assert Image.open(tmp_path / report["image"]).size == (64, 64)
 
 
+def test_edit(tmp_path):
+    args = ("--method", "ddim", "--steps", 3, "--prompt", "noto peach", "--trajectory", "--json")
+    result(inside("invert", PEACH, "-o", "noise", *args, cwd=tmp_path))
+    Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+    file, more = "noise/peach.safetensors", ("--prompt", "noto tulip", "--json")
+    for method in ("prompt", "masactrl"):
+        args = ("-o", f"{method}.png", "--method", method, "--mask", "mask.png")
+        report = result(inside("edit", file, *more, *args, cwd=tmp_path))
+        assert report["method"] == method
+        assert Image.open(tmp_path / report["image"]).size == (64, 64)
+    for args, said in (
+        (("-o", "x.jpg"), "does not end in .png"),
+        (("-o", "x.png", "--method", "magic"), "unknown editing method 'magic'"),
+        (("-o", "x.png", "--mask", "none.png"), "mask 'none.png' does not exist"),
+    ):
+        done = inside("edit", file, *more, *args, cwd=tmp_path)
+        assert done.returncode == 1
+        assert said in done.stderr
+
+
 def test_a_folder_of_images_in_batches(tmp_path):
     """Batches of one size, a prompt each, from a pipeline in a folder: each file equals its image alone."""
     stable_diffusion().save_pretrained(tmp_path / "model")
@@ -263,7 +283,8 @@ def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["invert"], ["reconstruct"], ["compare"], ["doctor"], ["export"], ["cache", "ls"], ["cache", "rm"]]
+    "command",
+    [[], ["invert"], ["reconstruct"], ["edit"], ["compare"], ["doctor"], ["export"], ["cache", "ls"], ["cache", "rm"]],
 )
 def test_help_teaches(command):
     done = CliRunner().invoke(app, [*command, "--help"])

@@ -65,6 +65,10 @@ ALLOWED = {
         "following",
         "warned",
     },
+    "editing": {
+        *("adapters", "ambient", "api", "arguments", "denoiser", "following", "inversion", "methods", "run"),
+        *("schedule", "store"),
+    },
     "grids": {"adapters", "flows", "schedule", "warned"},
     "following": {"adapters", "inversion", "warned"},
     "preparation": {"adapters", "ambient", "flows", "runtimes"},

@@ -25,7 +25,7 @@ VAE = Recipe(steps=6800, batch=16, rate=8e-4)
 POOL = 40_960
 UNET = Recipe(steps=6000, batch=64, rate=6e-4, decay=0.9995)
 PIXEL = Recipe(steps=4000, batch=32, rate=5e-4, decay=0.9995)
-FLOW = Recipe(steps=5000, batch=32, rate=1e-3, decay=0.9995)
+FLOW = Recipe(steps=3000, batch=32, rate=1e-3, decay=0.9995)
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Runs = Annotated[Path, typer.Option(help="Folder of downloads, checkpoints, logs and sample sheets.")]

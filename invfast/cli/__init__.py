@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from invfast.cli import images, machine
+from invfast.cli import edits, images, machine
 
 app = typer.Typer(
     help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (images.invert, images.reconstruct, images.compare, machine.doctor, machine.export):
+for command in (images.invert, images.reconstruct, edits.edit, images.compare, machine.doctor, machine.export):
     app.command()(command)
 app.add_typer(machine.cache, name="cache")
 

@@ -45,6 +45,9 @@ def invert(
     seed: Seed = 23530,
     device: Device = None,
     runtime: Runtime = "auto",
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Keep the latents of every step, which some edits need.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find the noise of each image and save it: invfast invert cat.png dog.png -o noise"""
@@ -74,6 +77,7 @@ def invert(
                 dtype=dtype,
                 generator=[torch.Generator().manual_seed(seed) for _ in images[run]],
                 runtime=runtime,
+                save_trajectory=trajectory,
                 callback_on_step_end=stop_if_asked,
             )
             for j, path, target in zip(range(len(inversion)), images[run], targets[run], strict=True):
@@ -97,7 +101,7 @@ def reconstruct(
     """Regenerate an image from its inversion: invfast reconstruct noise/cat.safetensors -o cat.png"""
     import invfast
 
-    _check_picture(output)
+    check_picture(output)
     inversion = invfast.Inversion.load(file)
     found = invfast.reconstruct(
         load_model(model, device),
@@ -107,7 +111,7 @@ def reconstruct(
         runtime=runtime,
         callback_on_step_end=stop_if_asked,
     )
-    _save_picture(found.images[0], output)
+    save_picture(found.images[0], output)
     row = {"command": "reconstruct", "image": str(output), "seconds": round(found.stats.seconds, 3)}
     result(row, [str(output)], as_json)
 
@@ -131,7 +135,7 @@ def compare(
     from invfast.compare import compare as run
     from invfast.images import load
 
-    _check_picture(output)
+    check_picture(output)
     chosen = {name: known.resolve(name) for name in methods.split(",")}
     prompts = _prompts(prompt, images)
     pictures = [load(path) for path in images]
@@ -149,7 +153,7 @@ def compare(
         runtime=runtime,
         callback_on_step_end=stop_if_asked,
     )
-    _save_picture(found.picture, output)
+    save_picture(found.picture, output)
     if not as_json:
         found.print(Console())
     result({"command": "compare", "image": str(output), "rows": found.rows}, [str(output)], as_json)
@@ -190,13 +194,13 @@ def _targets(images: list[Path], output: Path) -> list[Path]:
     return targets
 
 
-def _check_picture(path: Path) -> None:
+def check_picture(path: Path) -> None:
     """Before anything is computed, which would be lost."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG; {str(path)!r} does not end in .png")
 
 
-def _save_picture(picture: Any, path: Path) -> None:
+def save_picture(picture: Any, path: Path) -> None:
     from io import BytesIO
 
     from invfast.inversion import write_atomically

@@ -11,7 +11,9 @@ from invfast.editing.editors import (
     Prompt,
     PromptToPrompt,
     Region,
+    resolve,
 )
+from invfast.editing.masks import read as read_mask
 
 __all__ = [
     "EDITORS",
@@ -24,4 +26,6 @@ __all__ = [
     "PromptToPrompt",
     "Region",
     "edit",
+    "read_mask",
+    "resolve",
 ]

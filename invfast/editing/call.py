@@ -59,7 +59,7 @@ def edit(
             "direct", "flow_edit".
         guidance_scale: of the edit. The source beside it goes down without, as it was inverted.
         negative_prompt: of the edit, likewise.
-        mask: what may change, 1, and what may not, 0: `editing.masks.read` says which shapes. Latents outside stay on
+        mask: what may change, 1, and what may not, 0: `editing.read_mask` says which shapes. Latents outside stay on
             the path of the inversion, which needs `invert(..., save_trajectory=True)`; pixels outside are those of the
             image as the autoencoder gives it.
         style: for "portrait", the inversion of the other image, or of as many: same grid, method and size.
@@ -88,7 +88,7 @@ def edit(
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
     _check_fits(chosen, inversion, mask, style)
-    plain = following(inversion, pipe, runtime, dtype, ())
+    plain = following(inversion, pipe, runtime, dtype, None if chosen.rows == 1 else ())
     check_match(plain, inversion, None, prompt)
     rows.check(plain, chosen.control, type(innermost(chosen)).__name__)
     model = plain
