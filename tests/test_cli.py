@@ -284,7 +284,18 @@ def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["invert"], ["reconstruct"], ["edit"], ["compare"], ["doctor"], ["export"], ["cache", "ls"], ["cache", "rm"]],
+    [
+        [],
+        ["invert"],
+        ["reconstruct"],
+        ["edit"],
+        ["compare"],
+        ["analyze"],
+        ["doctor"],
+        ["export"],
+        ["cache", "ls"],
+        ["cache", "rm"],
+    ],
 )
 def test_help_teaches(command):
     done = CliRunner().invoke(app, [*command, "--help"])

@@ -73,10 +73,22 @@ ALLOWED = {
     "following": {"adapters", "inversion", "warned"},
     "preparation": {"adapters", "ambient", "flows", "runtimes"},
     "": {"api", "inversion", "preparation", "schedule", "store"},
+    "analysis": {
+        "adapters",
+        "ambient",
+        "api",
+        "arguments",
+        "grids",
+        "inversion",
+        "methods",
+        "metrics",
+        "rows",
+        "schedule",
+    },
     "compare": {"api", "adapters", "images", "methods", "metrics"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
-    "cli": {"", "compare", "demo", "doctor", "images", "inversion", "methods", "runtimes"},
+    "cli": {"", "analysis", "compare", "demo", "doctor", "images", "inversion", "methods", "runtimes"},
     "reference": set(),
 }
 OPTIONAL = {
@@ -91,10 +103,13 @@ OPTIONAL = {
     "ray",
     "gradio",
     "torchmetrics",
+    "scipy",
+    "matplotlib",
     "skimage",
     "pytest",
 }
 PACKAGES = {part: {"torch"} for part in ("reference", "ops", "methods", "rows", "digests")}
+PACKAGES["analysis"] = {"torch", "numpy", "scipy", "matplotlib"}
 PACKAGES["runtimes"] = {"torch", "nncf", "onnxruntime", "openvino", "safetensors", "filelock", "platformdirs"}
 
 

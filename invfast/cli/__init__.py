@@ -10,6 +10,7 @@ import os
 import typer
 
 from invfast.cli import edits, images, machine
+from invfast.cli.analyze import analyze
 
 app = typer.Typer(
     help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
@@ -17,7 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (images.invert, images.reconstruct, edits.edit, images.compare, machine.doctor, machine.export):
+COMMANDS = (images.invert, images.reconstruct, edits.edit, images.compare, analyze, machine.doctor, machine.export)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(machine.cache, name="cache")
 
