@@ -163,8 +163,15 @@ def test_the_source_prompt_gives_the_reconstruction(pipe, inversion, name):
     assert distance(found.latents, wanted) < (1e-1 if name == "direct" else 1e-12)
 
 
-@pytest.mark.parametrize("method", ["ddim", "edict", "bdia", "obelm", "noise_maps", "forward_start", "auto"])
-@pytest.mark.parametrize("name", ["prompt", "masactrl"])
+SOME = [("obelm", "prompt"), ("edict", "masactrl"), ("noise_maps", "masactrl")]
+OTHERS = [
+    (m, n) for m in ("ddim", "edict", "bdia", "obelm", "noise_maps", "forward_start") for n in ("prompt", "masactrl")
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [*SOME, *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS if each not in SOME)]
+)
 def test_every_way_back(pipe, method, name):
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     there = invert(pipe, x, SOURCE, method=method, num_inference_steps=4, runtime="eager", dtype="float64")
@@ -173,7 +180,7 @@ def test_every_way_back(pipe, method, name):
     assert distance(edit(pipe, there, TARGET, method=name, **EXACT).latents, same.latents) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["prompt", "prompt_to_prompt", "masactrl", "direct"])
+@pytest.mark.parametrize("name", ["prompt", "prompt_to_prompt", "direct"])
 def test_a_batch_of_edits_is_its_edits(pipe, inversion, name):
     prompts = [TARGET, "noto plum"]
     whole = edit(pipe, inversion, prompts, method=name, **EXACT).latents
@@ -181,7 +188,7 @@ def test_a_batch_of_edits_is_its_edits(pipe, inversion, name):
         assert distance(edit(pipe, inversion[j], prompt, method=name, **EXACT).latents, whole[j : j + 1]) < 1e-12
 
 
-@pytest.mark.parametrize("editor", [editing.Prompt(), editing.MasaCtrl(), editing.Direct()])
+@pytest.mark.parametrize("editor", [editing.Prompt(), editing.Direct()])
 def test_outside_a_mask_nothing_changes(pipe, inversion, editor):
     mask = np.zeros((128, 128), np.uint8)
     mask[:64, 32:96] = 255
@@ -217,7 +224,7 @@ def test_reconstruct_takes_another_prompt_without_a_warning(pipe, inversion, rec
         reconstruct(pipe, inversion, prompt="a", prompt_embeds=torch.zeros(1, 12, 32))
 
 
-@pytest.mark.parametrize("editor", [editing.Prompt(), editing.PromptToPrompt(), editing.MasaCtrl(), editing.Direct()])
+@pytest.mark.parametrize("editor", [editing.PromptToPrompt(), editing.Direct()])
 def test_edits_are_captured(pipe, monkeypatch, editor):
     recorder = Recorder()
     monkeypatch.setattr(run, "cuda_graphs", lambda device: recorder)
@@ -346,7 +353,7 @@ def test_attention_that_cannot_be_shared_is_said(samples):
         (lambda: editing.Portrait(blend=2), "blend must lie in"),
         (lambda: editing.Direct(editing.Prompt()), "runs none beside the edit"),
         (lambda: editing.Region(()), "at least one box"),
-        (lambda: editing.Region(((4, 0, 4, 8),)), "left below right"),
+        (lambda: editing.Region(((4, 0, 4, 8),)), "left < right"),
         (lambda: editing.FlowEdit(strength=0), "strength must lie in"),
         (lambda: editing.FlowEdit(draws=0), "draws must be an integer"),
     ],

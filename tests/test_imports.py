@@ -72,7 +72,7 @@ ALLOWED = {
     "grids": {"adapters", "flows", "schedule", "warned"},
     "following": {"adapters", "inversion", "warned"},
     "preparation": {"adapters", "ambient", "flows", "runtimes"},
-    "": {"api", "inversion", "preparation", "schedule", "store"},
+    "": {"api", "editing", "inversion", "preparation", "schedule", "store"},
     "analysis": {
         "adapters",
         "ambient",
@@ -88,7 +88,7 @@ ALLOWED = {
     "compare": {"api", "adapters", "images", "methods", "metrics"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
-    "cli": {"", "analysis", "compare", "demo", "doctor", "images", "inversion", "methods", "runtimes"},
+    "cli": {"", "analysis", "compare", "demo", "doctor", "editing", "images", "inversion", "methods", "runtimes"},
     "reference": set(),
 }
 OPTIONAL = {
