@@ -6,9 +6,10 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from invfast.api import Reconstruction, invert, reconstruct
+from invfast.interpolation import interpolate
 from invfast.inversion import Inversion
 from invfast.preparation import prepare
 from invfast.schedule import Schedule
 from invfast.store import release
 
-__all__ = ["Inversion", "Reconstruction", "Schedule", "invert", "prepare", "reconstruct", "release"]
+__all__ = ["Inversion", "Reconstruction", "Schedule", "interpolate", "invert", "prepare", "reconstruct", "release"]

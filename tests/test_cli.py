@@ -202,6 +202,17 @@ def bomb(width=1_000_000, height=1_000_000):
         (["compare", "none.png", "-o", "x.jpg"], 1, "does not end in .png"),
         (["compare", PEACH, "--steps", "0", "-o", "x.png"], 1, "from 1 to 1000, got 0"),
         (["compare", PEACH, "--methods", "ddim,", "-o", "x.png"], 1, "unknown method ''"),
+        (["compare", PEACH, "--methods", "auto(budgt=1), ddim", "-o", "x.png"], 1, "auto has no setting 'budgt'"),
+        (["compare", PEACH, "--methods", "ddim(", "-o", "x.png"], 1, "was never closed"),
+        (["compare", PEACH, "--table", "x.xls", "-o", "x.png"], 1, "tables are written as CSV or TEX; 'x.xls' does"),
+        (["compare", PEACH, "--cell", "0", "-o", "x.png"], 1, "cell must be an integer from 1 to 4096"),
+        (["compare", PEACH, "-o", "x.gif"], 1, "written as PNG or PDF or SVG; 'x.gif' does not end in .png or .pdf"),
+        (["invert", PEACH, "-o", ".", "--method", "auto(1"], 1, "was never closed"),
+        (["invert", PEACH, "-o", ".", "--method", "exit()"], 1, "unknown method 'exit'"),
+        (["interpolate", "none", "none", "-o", "x.jpg"], 1, "'x.jpg' does not end in .png or .pdf or .svg or .gif"),
+        (["interpolate", "none", "none", "-o", "x.png"], 1, "inversion file 'none' does not exist"),
+        (["interpolate", "cut.safetensors", "none", "-o", "x"], 1, "cannot be used"),
+        (["interpolate", "none", "-o", "x.png"], 2, "Missing argument"),
         (["cache", "rm"], 1, "or pass --all"),
         (["cache", "rm", "nothing"], 1, "no cached network 'nothing'"),
         (["export", "--size", "63"], 1, "height must be a positive multiple of 4, got 63"),
@@ -263,7 +274,11 @@ def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["invert"], ["reconstruct"], ["compare"], ["doctor"], ["export"], ["cache", "ls"], ["cache", "rm"]]
+    "command",
+    [
+        *([], ["invert"], ["reconstruct"], ["interpolate"], ["compare"], ["doctor"], ["export"]),
+        *(["cache", "ls"], ["cache", "rm"]),
+    ],
 )
 def test_help_teaches(command):
     done = CliRunner().invoke(app, [*command, "--help"])

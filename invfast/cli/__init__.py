@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from invfast.cli import images, machine
+from invfast.cli import figures, images, machine
 
 app = typer.Typer(
     help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
@@ -17,7 +17,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (images.invert, images.reconstruct, images.compare, machine.doctor, machine.export):
+COMMANDS = (
+    images.invert,
+    images.reconstruct,
+    figures.interpolate,
+    figures.compare,
+    machine.doctor,
+    machine.export,
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(machine.cache, name="cache")
 
