@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks import report, rows
 from invfast import Inversion, demo, edit, editing, invert
-from invfast.images import grid
+from invfast.figures import grid
 from training import data as training_data
 from training.batches import centred
 from training.evaluation import outline

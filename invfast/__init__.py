@@ -7,9 +7,20 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from invfast.api import Reconstruction, invert, reconstruct
 from invfast.editing import edit
+from invfast.interpolation import interpolate
 from invfast.inversion import Inversion
 from invfast.preparation import prepare
 from invfast.schedule import Schedule
 from invfast.store import release
 
-__all__ = ["Inversion", "Reconstruction", "Schedule", "edit", "invert", "prepare", "reconstruct", "release"]
+__all__ = [
+    "Inversion",
+    "Reconstruction",
+    "Schedule",
+    "edit",
+    "interpolate",
+    "invert",
+    "prepare",
+    "reconstruct",
+    "release",
+]

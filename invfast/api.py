@@ -265,7 +265,8 @@ def reconstruct(
         condition = model.condition(kept["latents"], prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition, texts=not edited):
             warn(f"{difference} not what the inversion was made with")
-        problem = run.problem(model, grid, scale, None, batch, kernels, condition, cuda_graph)
+        kept, condition = inversion._each(kept, condition)
+        problem = run.problem(model, grid, scale, None, len(kept["latents"]), kernels, condition, cuda_graph)
         stepper = inversion.method.sampler(problem, inversion.node)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, False)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 
-from invfast import adapters, images, metrics
+from invfast import adapters, figures, images, metrics, tables
 from invfast.api import invert, reconstruct
 from invfast.methods import Method
 
@@ -37,7 +37,8 @@ class Comparison:
     Args:
         rows: the VAE round trip, then one a method; "method" and the keys of COLUMNS, means over images, PSNR in dB,
             None where a figure does not apply or is infinite.
-        picture: one row an image: original, VAE round trip, every reconstruction, every x_T.
+        picture: one row an image: original, VAE round trip, every reconstruction, every map of errors where they were
+            asked for, every x_T.
     """
 
     rows: list[dict[str, Any]]
@@ -46,13 +47,19 @@ class Comparison:
     def print(self, console: Console) -> None:
         """The table, and what its columns mean."""
         table = Table(
-            Column("method", no_wrap=True), *(Column(short, justify="right") for short, _ in COLUMNS.values())
+            Column("method", overflow="fold"),
+            *(Column(short, justify="right", no_wrap=True) for short, _ in COLUMNS.values()),
         )
         for row in self.rows:
             table.add_row(row["method"], *(_text(name, row[name]) for name in COLUMNS))
         console.print(table)
         for short, meaning in COLUMNS.values():
             console.print(f"  {short:7}{meaning}", style="dim")
+
+    def table(self, suffix: str) -> str:
+        """The rows as ".csv" or ".tex" (LaTeX, with the package booktabs); see `tables.encode`."""
+        titles = {"method": "method", **{name: short for name, (short, _) in COLUMNS.items()}}
+        return tables.encode(self.rows, titles, _text, suffix)
 
 
 def compare(
@@ -64,16 +71,21 @@ def compare(
     names: Sequence[str],
     console: Console | None = None,
     cell: int = 96,
+    error_map: bool = False,
     **options: Any,
 ) -> Comparison:
     """Inverts and reconstructs the pictures with every method.
 
     Args:
         pipe: the pipeline.
-        pictures, prompts, names: PIL images of one size, their prompts, and what to call them in the picture.
+        pictures: PIL images of one size.
+        prompts: one an image.
         methods: by the name to print.
+        names: what to call the images in the picture.
         console: where to show what is running; None for silence.
-        cell: side of each picture in the grid, in pixels.
+        cell: longer side of each picture in the grid, in pixels.
+        error_map: also show where each reconstruction is off the VAE round trip: the absolute difference, a mean over
+            channels, black where there is none and white at the largest of all methods and images, which titles name.
         options: of `invert` (num_inference_steps, guidance_scale, dtype, runtime, ...).
 
     Raises:
@@ -85,7 +97,7 @@ def compare(
     size = round_trip.shape[2:]
     originals = images.to_pixels(list(pictures), 1, *size).to(round_trip) / 2 + 0.5
     rows = [{"method": "VAE round trip", **dict.fromkeys(COLUMNS), **_quality(round_trip, originals)}]
-    shown, noises = [images.to_pil(originals), images.to_pil(round_trip)], []
+    shown, noises, errors = [images.to_pil(originals), images.to_pil(round_trip)], [], []
     for name, method in methods.items():
         with console.status(f"{name} ...") if console else nullcontext():
             inversion = invert(pipe, list(pictures), list(prompts), method=method, **options)
@@ -105,9 +117,14 @@ def compare(
         )
         shown.append(images.to_pil(rebuilt.images))
         noises.append(images.latents_to_pil(noise))
-    titles = ["original", "VAE\nround trip", *methods, *(f"x_T\n{name}" for name in methods)]
-    grid = images.grid(list(zip(*shown, *noises, strict=True)), titles, names, cell)
-    return Comparison(rows, grid)
+        errors.append((rebuilt.images - round_trip).abs().mean(1))
+    titles = ["original", "VAE\nround trip", *methods]
+    if error_map and errors:
+        peak = max(float(each.max()) for each in errors)
+        shown += [figures.heat(each, peak) for each in errors]
+        titles += [f"error (white: {peak:.2g})\n{name}" for name in methods]
+    titles += [f"x_T\n{name}" for name in methods]
+    return Comparison(rows, figures.grid(list(zip(*shown, *noises, strict=True)), titles, names, cell))
 
 
 def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,5 +141,7 @@ def _mean(values: torch.Tensor) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-def _text(name: str, value: float | None) -> str:
+def _text(name: str, value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value
     return "" if value is None else f"{value:.{DIGITS.get(name, 1)}f}"

@@ -1,4 +1,4 @@
-"""Images in and pictures out: one place that reads what users pass, one that draws grids.
+"""Images in: one place that reads what users pass, and what tensors look like; `figures` draws and writes.
 
 Resizing and normalisation are diffusers' VaeImageProcessor; what it leaves to chance is settled here first: transparent
 pixels go over white (dropping alpha turns white backgrounds black), EXIF rotation is applied, uint8 arrays are divided,
@@ -8,7 +8,7 @@ and every container is resized by the same filter.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -133,26 +133,6 @@ def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
 def latents_to_pil(latents: torch.Tensor) -> list[Image.Image]:
     """Latents (B, C, h, w) to look at: their first three channels as RGB, -3 to 3 over black to white."""
     return to_pil((latents[:, :3].float() / 6 + 0.5).clamp(0, 1))
-
-
-def grid(
-    rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], names: Sequence[str], cell: int = 128
-) -> Image.Image:
-    """Rows of pictures under column titles, a name before each row; every picture is scaled to `cell` pixels."""
-    font = ImageFont.load_default(13)
-    gap, head = 4, 18 * max(title.count("\n") + 1 for title in columns) + 6
-    left = 12 + int(max(font.getlength(name) for name in names))
-    step = cell + gap
-    canvas = Image.new("RGB", (left + step * len(columns), head + step * len(rows)), "white")
-    draw = ImageDraw.Draw(canvas)
-    for c, title in enumerate(columns):
-        draw.multiline_text((left + step * c + cell / 2, head - 4), title, "black", font, anchor="md", align="center")
-    for r, (row, name) in enumerate(zip(rows, names, strict=True)):
-        draw.text((left - 8, head + step * r + cell / 2), name, "black", font, anchor="rm")
-        for c, picture in enumerate(row):
-            scaled = picture.resize((cell, cell), Image.Resampling.NEAREST)
-            canvas.paste(scaled, (left + step * c, head + step * r))
-    return canvas
 
 
 def _pictures(image: Any) -> Iterator[Image.Image | torch.Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from invfast import methods, plain, stored
+from invfast import batches, methods, plain, preview, stored
 from invfast.ambient import neutral
 from invfast.methods import Method
 from invfast.schedule import Schedule
@@ -114,21 +114,48 @@ class Inversion:
         if not isinstance(index, slice):
             j = range(len(self))[index]  # also makes a negative one positive, and raises IndexError
             index = slice(j, j + 1)
-        stats = self.stats
-        residual = None if stats.residual is None else stats.residual[:, index]
-        reached = None if stats.reached is None else stats.reached[index]
-        return replace(
-            self,
-            latents=self.latents[index],
-            init_latents=self.init_latents[index],
-            state={name: value[index] for name, value in self.state.items()},
-            prompt=None if self.prompt is None else self.prompt[index],
-            negative_prompt=None if self.negative_prompt is None else self.negative_prompt[index],
-            stats=replace(stats, evaluations=stats.evaluations[index], residual=residual, reached=reached),
-            trajectory=None if self.trajectory is None else self.trajectory[:, index],
-            provenance=stored.of_images(self.provenance, index),
-            conditions=stored.of_images(self.conditions, index),
-        )
+        return batches.some(self, index)
+
+    @classmethod
+    def concatenate(cls, inversions: Sequence[Inversion]) -> Inversion:
+        """Several inversions as one batch, which `reconstruct` and `save` take like any other.
+
+        Args:
+            inversions: of one grid, method, node, guidance scale and network, on one device, their latents of one
+                shape and dtype.
+
+        Raises:
+            TypeError: no list of inversions.
+            ValueError: an empty list, or they differ in what a batch has once; names it.
+        """
+        return batches.concatenated(cls, inversions)
+
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Inversion:
+        """The same elsewhere: `.to("cuda")`, `.to(torch.float64)`, or both; as with tensors a copy only where needed.
+
+        Stats go on saying how the run went.
+
+        Args:
+            device: of latents and state; a dtype may stand in its place, as with tensors.
+            dtype: torch.float32 or torch.float64. From float32 to float64 and back is exact.
+
+        Raises:
+            ValueError: another dtype.
+            RuntimeError: a device that is none, or not there.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        return batches.converted(self, device, dtype)
+
+    def __repr__(self) -> str:
+        return preview.line(self)
+
+    def _repr_html_(self) -> str:
+        return preview.html(self)
+
+    def _each(self, state: Any, condition: Any) -> tuple[Any, Any]:
+        """State and condition of every image that `reconstruct` makes of this: one of each."""
+        return state, condition
 
     def to_tuple(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(latents, init_latents), what `return_dict=False` returns."""

@@ -15,6 +15,7 @@ from invfast.denoiser import EMBEDS, MASK, SCALES, Condition
 from invfast.digests import tensor_digest
 from invfast.methods import Method
 from invfast.schedule import Schedule
+from invfast.stored import VERSIONS
 
 MEANING = {
     "betas": "the scheduler's betas are",
@@ -28,7 +29,6 @@ MEANING = {
     "negative_other_embeds": "the other negative conditions (pooled embeddings, sizes, labels, images) are",
     "numerics": "torch's numeric settings (TF32, reduced precision) are",
 }
-PACKAGES = ("invfast", "torch", "diffusers", "transformers", "peft")
 
 
 def record(model: Adapter, grid: Schedule, method: Method, condition: Condition) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def record(model: Adapter, grid: Schedule, method: Method, condition: Condition)
         "schedule": grid.digest,
         **{f"schedule.{name}": value for name, value in grid.origin.items()},
         "method": repr(method),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: _version(name) for name in VERSIONS},
         "embeds_on": _place(condition),
         **_digests(model, condition),
     }
@@ -56,7 +56,7 @@ def differences(
     """
     # Embeddings of one text differ in their last bits between devices and versions; only like is compared with like.
     # Settings are attributes, which the library that wrote a module may name otherwise in another version.
-    versions = all(made_with.get(name) == _version(name) for name in PACKAGES)
+    versions = all(made_with.get(name) == _version(name) for name in VERSIONS)
     comparable = {
         "embeds": texts and made_with.get("embeds_on") == _place(condition),
         "settings": versions,

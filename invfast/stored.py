@@ -36,8 +36,13 @@ DTYPES = {
 
 DIGESTS = ("prompt_embeds", "negative_prompt_embeds", "other_embeds", "negative_other_embeds")
 """Provenance that has one entry an image."""
-PER_IMAGE = {"prompt_2": list[str], "negative_prompt_2": list[str], "class_labels": list[int]}
+PER_IMAGE = {
+    **dict.fromkeys(("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"), list[str]),
+    "class_labels": list[int],
+}
 """Conditions that have one entry an image, and what they are."""
+VERSIONS = ("invfast", "torch", "diffusers", "transformers", "peft")
+"""Provenance that names what was installed."""
 
 Made = TypeVar("Made")
 

@@ -241,13 +241,6 @@ def test_too_many_pixels(owner, limit, tmp_path, monkeypatch):
         images.load(tmp_path / "bomb.png")
 
 
-def test_grid():
-    cell = Image.new("RGB", (4, 4), "red")
-    picture = images.grid([[cell, cell], [cell, cell]], ["one", "two\nlines"], ["a", "b"], cell=16)
-    pixels = np.asarray(picture)
-    assert (pixels == [255, 0, 0]).all(-1).sum() == 4 * 16 * 16
-
-
 def test_latents_as_pictures():
     (picture,) = images.latents_to_pil(torch.tensor([-9.0, 0.0, 9.0, 5.0]).reshape(1, 4, 1, 1))
     assert picture.getpixel((0, 0)) == (0, 128, 255)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMPipeline, DiffusionPipeline
 
-from invfast.images import grid, to_pil
+from invfast.figures import grid
+from invfast.images import to_pil
 from training import models
 from training.batches import as_tensor, centred, crop
 from training.data import Data

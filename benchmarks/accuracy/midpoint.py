@@ -16,7 +16,7 @@ from benchmarks.accuracy import pictures
 from benchmarks.accuracy.cases import NAMED, Case
 from benchmarks.accuracy.measure import encode, there_and_back
 from benchmarks.accuracy.run import Bench
-from invfast import images
+from invfast import figures, images
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "midpoint.png"
 METHODS, IMAGES, STEPS, STRONGER = ("DDIM", "EasyInv", "auto 70"), "bundled 4", 50, 3
@@ -37,7 +37,7 @@ def picture(bench: Bench, steps: int = STEPS) -> Image.Image:
         rows += list(zip(*columns, strict=True))
         names += [f"{prompt}, {model}" for prompt in chosen.prompts]
     titles = ["image", *(f"{name}\n{what}" for name in METHODS for what in ("there", "back", "difference"))]
-    return images.grid(rows, titles, names, 72)
+    return figures.grid(rows, titles, names, 72)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from invfast.ambient import neutral
 from invfast.analysis.base import Result, alike, checked
+from invfast.interpolation import slerp
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,6 @@ def self_interpolation(
     x = checked("latents", latents)
     e = alike("noise", noise, "latents", x)
     shares = tuple(k / (points - 1) for k in range(points))
-    values = [float(figure(_slerp(e, x, share).to(latents))) for share in shares]
+    ways = torch.stack([slerp(a.double(), b.double(), shares) for a, b in zip(e, x, strict=True)], 1)
+    values = [float(figure(way.to(latents))) for way in ways]
     return SelfInterpolation(shares, tuple(values))
-
-
-def _slerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
-    """Of each image the point at `share` of the arc from a to b, float64; straight where they are parallel."""
-    shape, a, b = a.shape, a.flatten(1).double(), b.flatten(1).double()
-    cosine = (a * b).sum(1, keepdim=True) / (a.norm(dim=1, keepdim=True) * b.norm(dim=1, keepdim=True))
-    angle = cosine.clamp(-1, 1).acos()
-    arc = (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
-    straight = torch.lerp(a, b, share)
-    return torch.where(angle.sin().abs() > 1e-6, arc, straight).reshape(shape)

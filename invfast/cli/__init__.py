@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from invfast.cli import edits, images, machine
+from invfast.cli import edits, figures, images, machine
 from invfast.cli.analyze import analyze
 
 app = typer.Typer(
@@ -18,7 +18,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (images.invert, images.reconstruct, edits.edit, images.compare, analyze, machine.doctor, machine.export)
+COMMANDS = (
+    images.invert,
+    images.reconstruct,
+    edits.edit,
+    figures.interpolate,
+    figures.compare,
+    analyze,
+    machine.doctor,
+    machine.export,
+)
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(machine.cache, name="cache")

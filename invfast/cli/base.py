@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ Dtype = Annotated[
 Seed = Annotated[int, typer.Option(help="For methods that draw noise; not that of a generated image.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: cuda where there is one)")]
 Runtime = Annotated[str, typer.Option(help="Where the network runs: auto, eager, compile, openvino, ...")]
+Cell = Annotated[int | None, typer.Option(help="Pixels of the longer side of each picture.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 
 
@@ -78,6 +79,30 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def one_each(given: Sequence[str], images: list[Path]) -> list[str]:
+    """A prompt an image."""
+    if len(given) not in (1, len(images)):
+        raise ValueError(f"{len(given)} prompts for {len(images)} images; give one for all, or one an image")
+    return list(given) * (len(images) if len(given) == 1 else 1)
+
+
+def suffix_of(path: Path, known: Sequence[str], what: str = "pictures") -> str:
+    """How a file is to be written, asked before anything is computed, which would be lost."""
+    if path.suffix.lower() not in known:
+        kinds = " or ".join(each[1:].upper() for each in known)
+        ends = " or ".join(known)
+        raise ValueError(f"{what} are written as {kinds}; {str(path)!r} does not end in {ends}")
+    return path.suffix.lower()
+
+
+def write(path: Path, content: bytes) -> None:
+    """A file, whole or not at all; its folder is made."""
+    from invfast.inversion import write_atomically
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
 
 
 def load_model(model: str, device: str | None) -> Any:

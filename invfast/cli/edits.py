@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from invfast.cli.base import Device, Dtype, Json, Model, Runtime, guarded, load_model, result, stop_if_asked
-from invfast.cli.images import check_picture, save_picture
+from invfast.cli.base import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Runtime,
+    guarded,
+    load_model,
+    result,
+    stop_if_asked,
+    suffix_of,
+    write,
+)
 
 
 @guarded
@@ -33,8 +44,9 @@ def edit(
     """Regenerate an image under another prompt: invfast edit noise/cat.safetensors --prompt "photo dog" -o dog.png"""
     import invfast
     from invfast import editing
+    from invfast.figures import encode
 
-    check_picture(output)
+    suffix = suffix_of(output, (".png",))
     chosen, white = editing.resolve(method), None if mask is None else editing.read_mask(mask, 1)
     inversion = invfast.Inversion.load(file)
     found = invfast.edit(
@@ -49,6 +61,6 @@ def edit(
         runtime=runtime,
         callback_on_step_end=stop_if_asked,
     )
-    save_picture(found.images[0], output)
+    write(output, encode(found.images[0], suffix))
     row = {"command": "edit", "image": str(output), "method": method, "seconds": round(found.stats.seconds, 3)}
     result(row, [str(output)], as_json)

@@ -1,13 +1,12 @@
-"""invert, reconstruct, compare: what is done with images."""
+"""invert, reconstruct: one image, or many by themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
 from invfast.cli.base import (
@@ -25,8 +24,11 @@ from invfast.cli.base import (
     err,
     guarded,
     load_model,
+    one_each,
     result,
     stop_if_asked,
+    suffix_of,
+    write,
 )
 
 
@@ -35,7 +37,9 @@ def invert(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for NAME.safetensors, one an image.")],
     model: Model = "",
-    method: Annotated[str, typer.Option(help="auto, ddim, warm_start, ... (`invfast doctor` lists them).")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="auto, ddim, ... (`invfast doctor` lists them), or with settings, auto(budget=1.2).")
+    ] = "auto",
     steps: Steps = 50,
     prompt: Prompts = ("",),
     guidance: Guidance = 1.0,
@@ -55,9 +59,11 @@ def invert(
 
     import invfast
     from invfast.images import load
+    from invfast.methods.spelling import parse
 
+    chosen = parse(method)
     targets = _targets(images, output)
-    prompts = _prompts(prompt, images)
+    prompts = one_each(prompt, images)
     sizes = [load(path).size for path in images]  # bad files are known before the model is loaded
     pipe = load_model(model, device)
     rows = []
@@ -69,7 +75,7 @@ def invert(
                 pipe,
                 [load(path) for path in images[run]],
                 prompts[run],
-                method=method,
+                method=chosen,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 height=size,
@@ -100,8 +106,9 @@ def reconstruct(
 ) -> None:
     """Regenerate an image from its inversion: invfast reconstruct noise/cat.safetensors -o cat.png"""
     import invfast
+    from invfast.figures import encode
 
-    check_picture(output)
+    suffix = suffix_of(output, (".png",))
     inversion = invfast.Inversion.load(file)
     found = invfast.reconstruct(
         load_model(model, device),
@@ -111,52 +118,9 @@ def reconstruct(
         runtime=runtime,
         callback_on_step_end=stop_if_asked,
     )
-    save_picture(found.images[0], output)
+    write(output, encode(found.images[0], suffix))
     row = {"command": "reconstruct", "image": str(output), "seconds": round(found.stats.seconds, 3)}
     result(row, [str(output)], as_json)
-
-
-@guarded
-def compare(
-    images: Images,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write (.png).")],
-    model: Model = "",
-    methods: Annotated[str, typer.Option(help="Names, comma-separated.")] = "ddim,easyinv,warm_start,anderson",
-    steps: Steps = 50,
-    prompt: Prompts = ("",),
-    size: Size = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    runtime: Runtime = "auto",
-    as_json: Json = False,
-) -> None:
-    """Invert and rebuild images by several methods: invfast compare cat.png --methods ddim,anderson -o grid.png"""
-    from invfast import methods as known
-    from invfast.compare import compare as run
-    from invfast.images import load
-
-    check_picture(output)
-    chosen = {name: known.resolve(name) for name in methods.split(",")}
-    prompts = _prompts(prompt, images)
-    pictures = [load(path) for path in images]
-    found = run(
-        load_model(model, device),
-        pictures,
-        prompts,
-        chosen,
-        names=[path.stem for path in images],
-        console=err,
-        num_inference_steps=steps,
-        height=size,
-        width=size,
-        dtype=dtype,
-        runtime=runtime,
-        callback_on_step_end=stop_if_asked,
-    )
-    save_picture(found.picture, output)
-    if not as_json:
-        found.print(Console())
-    result({"command": "compare", "image": str(output), "rows": found.rows}, [str(output)], as_json)
 
 
 def _row(path: Path, target: Path, inversion: Any) -> dict[str, Any]:
@@ -170,12 +134,6 @@ def _row(path: Path, target: Path, inversion: Any) -> dict[str, Any]:
         "runtime": stats.runtime,
         "dtype": str(stats.dtype).removeprefix("torch."),
     }
-
-
-def _prompts(given: Sequence[str], images: list[Path]) -> list[str]:
-    if len(given) not in (1, len(images)):
-        raise ValueError(f"{len(given)} prompts for {len(images)} images; give one for all, or one an image")
-    return list(given) * (len(images) if len(given) == 1 else 1)
 
 
 def _batches(sizes: list[tuple[int, int]], batch: int) -> Iterator[slice]:
@@ -192,20 +150,3 @@ def _targets(images: list[Path], output: Path) -> list[Path]:
     if len(set(targets)) < len(targets):
         raise ValueError("two images share a file name without its ending; their results would overwrite each other")
     return targets
-
-
-def check_picture(path: Path) -> None:
-    """Before anything is computed, which would be lost."""
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"pictures are written as PNG; {str(path)!r} does not end in .png")
-
-
-def save_picture(picture: Any, path: Path) -> None:
-    from io import BytesIO
-
-    from invfast.inversion import write_atomically
-
-    content = BytesIO()
-    picture.save(content, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())
