@@ -108,7 +108,7 @@ ALLOWED = {
             "methods",
             "runtimes",
         ),
-        "tables",
+        *("runtimes", "tables"),
     },
     "reference": set(),
 }

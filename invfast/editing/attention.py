@@ -103,7 +103,7 @@ class Shared:
         if self.kind == P2P:
             return _words(q, k, v, edit) if cross else _looks(q, k, v, edit)
         if cross or not self.late:
-            return F.scaled_dot_product_attention(q, k, v)
+            return _plain(q, k, v)
         return _masactrl(q, k, v, edit) if self.kind == MASACTRL else _portrait(q, k, v, edit)
 
 
@@ -117,7 +117,7 @@ def _masactrl(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) ->
 
 def _portrait(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) -> torch.Tensor:
     """The edit's is a blend of the source's own and of the source's queries over the style, the row between."""
-    own = F.scaled_dot_product_attention(q, k, v)
+    own = _plain(q, k, v)
     styled = F.scaled_dot_product_attention(q[:, 0], k[:, 1], v[:, 1])
     blended = torch.lerp(own[:, 0], styled, edit["blend"].reshape(-1, 1, 1, 1).to(own.dtype))
     return _last(own, torch.where(_flag(edit["below"], own), blended, own[:, -1]))
@@ -128,16 +128,22 @@ def _looks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) -> to
     if q.shape[-2] <= SMALL:
         on = _flag(edit["self"], q)
         q, k = (_last(each, torch.where(on, each[:, 0], each[:, -1])) for each in (q, k))
-    return F.scaled_dot_product_attention(q, k, v)
+    return _plain(q, k, v)
 
 
 def _words(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) -> torch.Tensor:
     """The edit's cross-attention map from the source's: mapped from word to word, mixed with its own, and scaled."""
-    maps = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1)
+    maps = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
     source, own = maps[:, 0], maps[:, -1]
     mix, scale = (edit[name].reshape(len(own), 1, 1, -1).to(own.dtype) for name in ("mix", "scale"))
     given = torch.lerp(own, source @ edit["map"].unsqueeze(1).to(own.dtype), mix) * scale
     return _last(maps, torch.where(_flag(edit["cross"], own), given, own)) @ v
+
+
+def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Every row by itself; exporters know attention of four dimensions."""
+    out = F.scaled_dot_product_attention(*(each.flatten(0, 1) for each in (q, k, v)))
+    return out.unflatten(0, (-1, q.shape[1]))
 
 
 def _last(rows: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
