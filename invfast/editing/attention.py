@@ -109,10 +109,8 @@ class Shared:
 
 def _masactrl(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) -> torch.Tensor:
     """The edit's queries over the source's keys and values."""
-    on = _flag(edit["below"], k)
-    return F.scaled_dot_product_attention(
-        q, *(_last(each, torch.where(on, each[:, 0], each[:, -1])) for each in (k, v))
-    )
+    on = _flag(edit["below"])
+    return _plain(q, *(_last(each, torch.where(on, each[:, 0], each[:, -1])) for each in (k, v)))
 
 
 def _portrait(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) -> torch.Tensor:
@@ -120,13 +118,13 @@ def _portrait(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) ->
     own = _plain(q, k, v)
     styled = F.scaled_dot_product_attention(q[:, 0], k[:, 1], v[:, 1])
     blended = torch.lerp(own[:, 0], styled, edit["blend"].reshape(-1, 1, 1, 1).to(own.dtype))
-    return _last(own, torch.where(_flag(edit["below"], own), blended, own[:, -1]))
+    return _last(own, torch.where(_flag(edit["below"]), blended, own[:, -1]))
 
 
 def _looks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) -> torch.Tensor:
     """The edit's values under the source's self-attention map: its queries and keys."""
     if q.shape[-2] <= SMALL:
-        on = _flag(edit["self"], q)
+        on = _flag(edit["self"])
         q, k = (_last(each, torch.where(on, each[:, 0], each[:, -1])) for each in (q, k))
     return _plain(q, k, v)
 
@@ -137,7 +135,7 @@ def _words(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edit: Flags) -> to
     source, own = maps[:, 0], maps[:, -1]
     mix, scale = (edit[name].reshape(len(own), 1, 1, -1).to(own.dtype) for name in ("mix", "scale"))
     given = torch.lerp(own, source @ edit["map"].unsqueeze(1).to(own.dtype), mix) * scale
-    return _last(maps, torch.where(_flag(edit["cross"], own), given, own)) @ v
+    return _last(maps, torch.where(_flag(edit["cross"]), given, own)) @ v
 
 
 def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -151,7 +149,7 @@ def _last(rows: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return torch.cat([rows[:, :-1], new.unsqueeze(1)], 1)
 
 
-def _flag(on: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _flag(on: torch.Tensor) -> torch.Tensor:
     return on.reshape(-1, 1, 1, 1)
 
 
