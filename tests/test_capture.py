@@ -229,6 +229,7 @@ def test_weights_that_moved_make_a_new_one(graphs):
     assert len(graphs) > before
 
 
+@pytest.mark.slow
 def test_other_kernels_and_patched_classes_make_a_new_one(graphs, monkeypatch):
     pipe, settings = tiny.stable_diffusion(), {"num_inference_steps": 4, "runtime": "eager"}
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -21,7 +21,15 @@ from invfast.ops import resolve
 from invfast.reference import ddim, fixed_point
 
 
-@pytest.mark.parametrize("name", [name for name, each in methods.METHODS.items() if not each.flow_only])
+TUNED = ("null_text", "prompt_tuning")
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in TUNED else [])
+    for name, each in methods.METHODS.items()
+    if not each.flow_only
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_method_on_white_black_and_a_picture(name, pipe, peach):
     images = [Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "black"), peach]
     inv = invert(pipe, images, method=name, num_inference_steps=4)
@@ -62,7 +70,10 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
         as_exact_as_eager(single, [by_hand(eager, row.float(), *more) for row, *more in rows], exact)
 
 
-@pytest.mark.parametrize("method", [DDIM(), EasyInv(), FixedPoint(2, "anderson", "linear"), ForwardStart(1)])
+OTHERS = [pytest.param(method, marks=pytest.mark.slow) for method in (EasyInv(), ForwardStart(1))]
+
+
+@pytest.mark.parametrize("method", [DDIM(), FixedPoint(2, "anderson", "linear"), *OTHERS])
 def test_prediction_types_give_the_same_latents(method, pipe, samples):
     images, prompts = [samples[n].image for n in ("peach", "coffee")], ["noto peach", "photo coffee"]
     inverting = partial(invert, image=images, prompt=prompts, method=method, num_inference_steps=5)
@@ -156,6 +167,7 @@ def test_guidance_with_equal_prompts_is_guidance_one(method, pipe, peach):
     assert distance(inverting(guidance_scale=7.5).latents, one.latents) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:inverting at guidance_scale")
 def test_images_that_are_done_are_left_out_under_guidance(pipe, samples):
     images, prompts = [samples[n].image for n in ("peach", "cat")], ["noto peach", "photo cat"]
