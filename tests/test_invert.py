@@ -20,7 +20,6 @@ from invfast.methods import DDIM, EasyInv, FixedPoint, ForwardStart
 from invfast.ops import resolve
 from invfast.reference import ddim, fixed_point
 
-
 TUNED = ("null_text", "prompt_tuning")
 NAMES = [
     pytest.param(name, marks=[pytest.mark.slow] if name in TUNED else [])
