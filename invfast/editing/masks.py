@@ -69,10 +69,10 @@ def _one(mask: Any) -> torch.Tensor:
         with Image.open(mask) as image:
             mask = image.copy()
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
+        mask = np.array(mask.convert("L"))
     if not isinstance(mask, (np.ndarray, torch.Tensor)):
         raise TypeError(f"mask must be an image, a path, a numpy array or a tensor, got {type(mask).__name__}")
-    found = torch.as_tensor(np.ascontiguousarray(mask) if isinstance(mask, np.ndarray) else mask).detach().cpu()
+    found = torch.as_tensor(np.array(mask) if isinstance(mask, np.ndarray) else mask).detach().cpu()
     found = found.float() / 255 if found.dtype == torch.uint8 else found.float()
     if found.ndim == 2:
         found = found[None, None]
