@@ -352,6 +352,8 @@ def test_attention_that_cannot_be_shared_is_said(samples):
         (lambda: editing.PromptToPrompt(weights=(("a", -1),)), "factor of at least 0"),
         (lambda: editing.Portrait(blend=2), "blend must lie in"),
         (lambda: editing.Direct(editing.Prompt()), "runs none beside the edit"),
+        (lambda: editing.Direct(editing.Region(((0, 0, 4, 8),), editing.MasaCtrl())), "Region around Direct"),
+        (lambda: editing.Region(((0, 0, 4, 8),), editing.Region(((0, 0, 4, 8),))), "all boxes to one Region"),
         (lambda: editing.Region(()), "at least one box"),
         (lambda: editing.Region(((4, 0, 4, 8),)), "left < right"),
         (lambda: editing.FlowEdit(strength=0), "strength must lie in"),

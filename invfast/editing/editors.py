@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import ClassVar
 
 from invfast.editing.attention import MASACTRL, P2P, PORTRAIT, Control
 
@@ -16,20 +17,15 @@ from invfast.editing.attention import MASACTRL, P2P, PORTRAIT, Control
 class Editor:
     """Base of all editors. What a subclass does not set is as here."""
 
-    @property
-    def rows(self) -> int:
-        """Latents that go down side by side for one image: the edit alone, or the source before it."""
-        return 1
+    rows: ClassVar[int] = 1
+    """Latents that go down side by side for one image: the edit alone, or the source before it."""
+    corrected: ClassVar[bool] = False
+    """Whether the source's latents are put back onto the inversion's path after every step."""
 
     @property
     def control(self) -> Control | None:
         """What the attention of the rows shares; None where each goes its own way."""
         return None
-
-    @property
-    def corrected(self) -> bool:
-        """Whether the source's latents are put back onto the inversion's path after every step."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,8 @@ class MasaCtrl(Editor):
         ValueError: a value below 0.
     """
 
+    rows: ClassVar[int] = 2
+
     step: int = 4
     layer: int | None = None
 
@@ -60,10 +58,6 @@ class MasaCtrl(Editor):
         _check_count("MasaCtrl step", self.step)
         if self.layer is not None:
             _check_count("MasaCtrl layer", self.layer)
-
-    @property
-    def rows(self) -> int:
-        return 2
 
     @property
     def control(self) -> Control:
@@ -88,6 +82,8 @@ class PromptToPrompt(Editor):
         ValueError: an unknown kind, a share outside [0, 1], a factor that is negative.
     """
 
+    rows: ClassVar[int] = 2
+
     kind: str | None = None
     cross: float = 0.8
     self_: float = 0.4
@@ -103,10 +99,6 @@ class PromptToPrompt(Editor):
         for word, factor in self.weights:
             if not isinstance(word, str) or not isinstance(factor, Real) or not factor >= 0:
                 raise ValueError(f"PromptToPrompt weights are (word, factor of at least 0), got {(word, factor)!r}")
-
-    @property
-    def rows(self) -> int:
-        return 2
 
     @property
     def control(self) -> Control:
@@ -129,6 +121,8 @@ class Portrait(Editor):
         ValueError: a value outside its range.
     """
 
+    rows: ClassVar[int] = 3
+
     blend: float = 0.8
     step: int = 0
     layer: int | None = None
@@ -141,16 +135,30 @@ class Portrait(Editor):
             _check_count("Portrait layer", self.layer)
 
     @property
-    def rows(self) -> int:
-        return 3
-
-    @property
     def control(self) -> Control:
         return Control(PORTRAIT, self.layer)
 
 
+class Around(Editor):
+    """An editor around another, which has what it does not set."""
+
+    editor: Editor
+
+    @property
+    def rows(self) -> int:
+        return self.editor.rows
+
+    @property
+    def control(self) -> Control | None:
+        return self.editor.control
+
+    @property
+    def corrected(self) -> bool:
+        return self.editor.corrected
+
+
 @dataclass(frozen=True)
-class Direct(Editor):
+class Direct(Around):
     """Another editor whose source goes down the inversion's own path, so that it shows the image itself.
 
     Ju et al., "PnP Inversion", ICLR 2024 (arXiv 2310.01506). Needs the trajectory, `invert(..., save_trajectory=True)`,
@@ -163,29 +171,19 @@ class Direct(Editor):
         ValueError: an editor without a source.
     """
 
+    corrected: ClassVar[bool] = True
+
     editor: Editor = field(default_factory=MasaCtrl)
 
     def __post_init__(self) -> None:
         if not isinstance(self.editor, Editor) or self.editor.rows < 2:
-            raise ValueError(
-                f"Direct puts the source back onto its path, and {self.editor!r} runs none beside the edit"
-            )
-
-    @property
-    def rows(self) -> int:
-        return self.editor.rows
-
-    @property
-    def control(self) -> Control | None:
-        return self.editor.control
-
-    @property
-    def corrected(self) -> bool:
-        return True
+            raise ValueError(f"Direct puts the source onto its path, and {self.editor!r} runs none beside the edit")
+        if isinstance(self.editor, Around):
+            raise ValueError(f"Direct goes around an editor itself, got {self.editor!r}; put a Region around Direct")
 
 
 @dataclass(frozen=True)
-class Region(Editor):
+class Region(Around):
     """Another editor, its edit kept to boxes of the image: everything else stays on the inversion's path.
 
     So things are inserted where a box says (ObjectAdd, arXiv 2404.17230). `edit(..., mask=)` takes any other shape.
@@ -203,8 +201,8 @@ class Region(Editor):
     editor: Editor = field(default_factory=Prompt)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.editor, Editor):
-            raise ValueError(f"Region editor must be an Editor, got {self.editor!r}")
+        if not isinstance(self.editor, Editor) or isinstance(self.editor, Region):
+            raise ValueError(f"Region goes around an editor, got {self.editor!r}; give all boxes to one Region")
         if not self.boxes:
             raise ValueError("Region needs at least one box (left, top, right, bottom)")
         for box in self.boxes:
@@ -216,18 +214,6 @@ class Region(Editor):
                 raise ValueError(
                     f"a box is (left, top, right, bottom) in whole pixels, left < right, top < bottom; got {box!r}"
                 )
-
-    @property
-    def rows(self) -> int:
-        return self.editor.rows
-
-    @property
-    def control(self) -> Control | None:
-        return self.editor.control
-
-    @property
-    def corrected(self) -> bool:
-        return self.editor.corrected
 
 
 @dataclass(frozen=True)
@@ -247,6 +233,8 @@ class FlowEdit(Editor):
         ValueError: a value outside its range.
     """
 
+    rows: ClassVar[int] = 2
+
     strength: float = 0.66
     source_guidance: float = 3.5
     draws: int = 1
@@ -260,10 +248,6 @@ class FlowEdit(Editor):
         if not isinstance(self.draws, Integral) or self.draws < 1:
             raise ValueError(f"FlowEdit draws must be an integer of at least 1, got {self.draws!r}")
         _check_count("FlowEdit seed", self.seed)
-
-    @property
-    def rows(self) -> int:
-        return 2
 
 
 def resolve(method: str | Editor) -> Editor:
@@ -283,7 +267,7 @@ def resolve(method: str | Editor) -> Editor:
 
 def innermost(editor: Editor) -> Editor:
     """What wrappers like Direct and Region are around."""
-    while isinstance(editor, (Direct, Region)):
+    while isinstance(editor, Around):
         editor = editor.editor
     return editor
 
