@@ -33,6 +33,24 @@ def test_pipeline_generates(prediction):
     assert distance(found, wanted) < 5e-6  # 1e-6 a step: diffusers' coefficients are float32
 
 
+def test_the_flow_is_trained_and_its_own_pipeline_regenerates():
+    pipe, (image, prompt) = demo.load_flow_pipeline(torch.float64), demo.load_images()["peach"]
+    assert type(pipe).__name__ == "StableDiffusion3Pipeline"
+    inversion = invert(pipe, image, prompt, method="anderson", num_inference_steps=6)
+    back = reconstruct(pipe, inversion, output_type="latent").latents
+    args = {"num_inference_steps": 6, "guidance_scale": 1.0, "output_type": "latent", "height": 64, "width": 64}
+    assert distance(pipe(prompt, latents=inversion.latents, **args).images, back) < 1e-5
+    clean, noise = (
+        inversion.init_latents,
+        torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0)).double(),
+    )
+    embeds, _, pooled, _ = pipe.encode_prompt(prompt, prompt, prompt, do_classifier_free_guidance=False)
+    many = {"encoder_hidden_states": embeds.expand(8, -1, -1), "pooled_projections": pooled.expand(8, -1)}
+    with torch.no_grad():
+        found = pipe.transformer((clean + noise) / 2, **many, timestep=torch.full((8,), 500.0), return_dict=False)[0]
+    assert (found - (noise - clean)).square().mean() < 0.5 * (noise - clean).square().mean()
+
+
 def test_unknown_prediction_type():
     with pytest.raises(ValueError, match="unknown prediction_type 'score'"):
         demo.load_pipeline("score")

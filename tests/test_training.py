@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from invfast.demo import PROMPTS
-from training import batches, evaluation, models, objectives
+from training import batches, evaluation, export, models, objectives
 from training.data import HELD_OUT, Data, Emoji, Photo, base_of
 from training.loop import Recipe, keep_sitting, train
 
@@ -88,6 +88,26 @@ def test_autocast_moves_the_gradient_little():
         gradients.append(torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None]))
     exact, rounded = gradients
     assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_one_row_of_zeros_stands_for_all():
+    """The flow is trained with one row in place of the pipeline's 256, which is the same network."""
+    torch.manual_seed(0)
+    flow = models.FlowDenoiser(20)
+    with torch.no_grad():
+        for parameter in flow.transformer.parameters():
+            parameter.normal_(0, 0.05) if not parameter.abs().max() else None  # a fresh one's gates are closed
+    tokens = torch.tensor([[1, 5, 6, 3, *[0] * 8], [1, 7, 3, *[0] * 9]])
+    pipe = export.flow_pipeline(None, None, flow)
+    with torch.no_grad():
+        told = [each(tokens, output_hidden_states=True) for each in (flow.text_encoder, flow.text_encoder_2)]
+        states = torch.cat([each.hidden_states[-2] for each in told], -1)
+        zeros = torch.zeros(2, models.NO_T5, states.shape[-1])
+        assert zeros.shape == pipe._get_t5_prompt_embeds(["a", "b"], dtype=torch.float32, device="cpu").shape
+        x, times = torch.randn(2, 4, 16, 16), torch.tensor([100.0, 700.0])
+        pooled = torch.cat([each.text_embeds for each in told], -1)
+        whole = flow.transformer(x, torch.cat([states, zeros], 1), pooled, times, return_dict=False)[0]
+        assert (flow(x, times, tokens) - whole).norm() < 1e-5 * whole.norm()
 
 
 def test_a_folder_keeps_its_recipe(tmp_path):
