@@ -9,7 +9,7 @@ them moves on; what is counted are steps of images that end with |f(y) - y| / |f
     Anderson, m, beta       y <- sum_j a_j (y_j + beta (f(y_j) - y_j)), a with the least |sum_j a_j (f(y_j) - y_j)|
 
 Walker and Ni, SIAM J. Numer. Anal. 49, 2011. The cases: the bundled model under guidance 7.5 on 10 steps; the bundled
-flow on 4 and 8 steps, at guidance 1 and 4.5; and the same with three times its velocity, which oscillates.
+flow on 4 steps, and on 8 at guidance 4.5; and the same with three times its velocity, which oscillates.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ from invfast import Schedule, adapters, demo, ops
 from invfast.adapters import Prompts
 
 FILE = rows.RESULTS / "damping.jsonl"
-IMAGES, MOST, MARKS, SOLVED = 4, 40, (10, 40), 1e-3
+IMAGES, MOST, MARKS, SOLVED = 3, 40, (10, 40), 1e-3
 SCHEMES = {
     "plain": (1, 1.0),
     "damped, .5": (1, 0.5),
-    "damped, .25": (1, 0.25),
     "Anderson, 3": (3, 1.0),
     "Anderson, 3, .5": (3, 0.5),
     "Anderson, 3, .25": (3, 0.25),
-    "Anderson, 4": (4, 1.0),
-    "Anderson, 4, .5": (4, 0.5),
 }
 """Window, and beta."""
 Velocity = Callable[[torch.Tensor, int], torch.Tensor]
@@ -101,7 +98,7 @@ def cases() -> list[tuple[str, Callable[[], tuple[Velocity, torch.Tensor]], Sche
     found = []
     grid = Schedule.from_scheduler(bundled.scheduler, 10)
     found.append(("bundled, guidance 7.5, 10 steps", partial(asked, bundled, grid, 7.5), grid))
-    for steps, scale in ((4, 1.0), (8, 1.0), (8, 4.5)):
+    for steps, scale in ((4, 1.0), (8, 4.5)):
         grid = Schedule.from_scheduler(flow.scheduler, steps)
         found.append((f"flow, guidance {scale:g}, {steps} steps", partial(asked, flow, grid, scale), grid))
     grid = Schedule.from_scheduler(flow.scheduler, 8)

@@ -3,8 +3,8 @@ the tables: docs/methods/flow.md.
 
 Two flows: the bundled model as the flow that it exactly is in other variables (demo.load_pipeline("flow")), on DDIM's
 leading grid in those, sigma .03 to .936; and the bundled flow that was trained as one (demo.load_flow_pipeline()), on
-its scheduler's grid, sigma 0 to 1. Eight sample images, guidance 1, float32: evaluations a step against median and
-least latent PSNR, each method's way back its own sampler.
+its scheduler's grid, sigma 0 to 1. Eight sample images of the one, four of the other, guidance 1, float32: evaluations
+a step against median and least latent PSNR, each method's way back its own sampler.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from invfast import Schedule, demo, invert
 from invfast.demo.reparametrised import as_flow
 from invfast.methods import METHODS, Auto, FixedPoint, ForwardStart, Method
 
-GRIDS, IMAGES = (8, 20, 28, 50), 8
+GRIDS, IMAGES, TRAINED = (8, 20, 28, 50), 8, 4
 NAMES = ("ddim", "euler", "warm_start", "fixed_point", "anderson", "rf_solver", "fireflow", "obelm", "bdia", "edict")
 
 
@@ -42,7 +42,7 @@ def methods() -> dict[str, Method | str]:
 def exact() -> list[dict[str, Any]]:
     """Rows of the exact flow."""
     pipe, bundled = demo.load_pipeline("flow"), demo.load_pipeline()
-    images, prompts = samples()
+    images, prompts = samples(IMAGES)
     clean = invert(bundled, images, prompts, method="ddim", num_inference_steps=1).init_latents
     found = []
     for steps in GRIDS:
@@ -55,16 +55,16 @@ def exact() -> list[dict[str, Any]]:
 
 def trained() -> list[dict[str, Any]]:
     """Rows of the trained flow."""
-    pipe, (images, prompts), found = demo.load_flow_pipeline(), samples(), []
+    pipe, (images, prompts), found = demo.load_flow_pipeline(), samples(TRAINED), []
     for steps in GRIDS:
         case = f"{steps} steps of the trained flow, {len(images)} images"
         found += measured(pipe, images, prompts, case, methods(), num_inference_steps=steps)
     return found
 
 
-def samples() -> tuple[list[Any], list[str]]:
+def samples(count: int) -> tuple[list[Any], list[str]]:
     """Images and what they show."""
-    images, prompts = (list(each[:IMAGES]) for each in zip(*demo.load_images().values(), strict=True))
+    images, prompts = (list(each[:count]) for each in zip(*demo.load_images().values(), strict=True))
     return images, prompts
 
 
