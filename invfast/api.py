@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.utils import BaseOutput
 
-from invfast import adapters, arguments, grids, images, methods, plain, provenance, run
+from invfast import adapters, arguments, grids, methods, provenance, run
 from invfast.adapters import Prompts
 from invfast.ambient import neutral
 from invfast.arguments import Text
-from invfast.following import following
-from invfast.inversion import Inversion, Stats
+from invfast.following import check_match, following, said, untold
+from invfast.inversion import Inversion
 from invfast.methods import Method
+from invfast.reconstruction import Reconstruction, check_output_type, present
 from invfast.schedule import Schedule
 from invfast.warned import warn
 
 logger = logging.getLogger("invfast")
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-
-@dataclass(eq=False)
-class Reconstruction(BaseOutput):
-    """What `reconstruct` returns. Equal are two whose every field is, as with `Inversion`.
-
-    Args:
-        images: list of PIL images, numpy (B, H, W, 3) or torch (B, 3, H, W) in [0, 1], or the latents, by output_type.
-        latents: (B, C, h, w) the reconstructed x_0.
-        stats: how the run went.
-    """
-
-    images: Any
-    latents: torch.Tensor
-    stats: Stats
-
-    __eq__ = plain.same_fields
-
-    def __ne__(self, other: object) -> bool:  # its base is a dict, which has one of its own
-        return not self == other
 
 
 @neutral()
@@ -249,8 +226,7 @@ def reconstruct(
     own = inversion.method.guidance_scale or inversion.guidance_scale
     scale = own if guidance_scale is None else guidance_scale
     arguments.check_options(scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"unknown output_type {output_type!r}; expected one of {OUTPUT_TYPES}")
+    check_output_type(output_type)
     model = following(inversion, pipe, runtime, dtype, precompute)
     check_match(model, inversion, prompt_embeds, prompt)
     grid, kept = inversion.schedule, {"latents": inversion.latents, **inversion.state}
@@ -258,9 +234,8 @@ def reconstruct(
     batch = len(inversion.latents)
     with model.session():
         edited = prompt is not None or negative_prompt is not None
-        told = untold(inversion.conditions) if edited else inversion.conditions
-        more = model.check(batch, {**told, **conditions})
-        texts = _texts(inversion, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        more = model.check(batch, {**untold(inversion, prompt, negative_prompt), **conditions})
+        texts = said(inversion, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds, more)
         condition = model.condition(kept["latents"], prompts, scale)
         for difference in provenance.differences(inversion.provenance, model, condition, texts=not edited):
@@ -278,54 +253,3 @@ def reconstruct(
         latents = found.state["latents"]
         output = latents if output_type == "latent" else present(model.decode(latents), output_type)
     return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
-
-
-def untold(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an inversion's conditions is no text: other encoders' prompts go with the first's."""
-    return {name: value for name, value in conditions.items() if "prompt" not in name}
-
-
-def _texts(
-    inversion: Inversion,
-    prompt: Text | None,
-    negative_prompt: Text | None,
-    prompt_embeds: torch.Tensor | None,
-    negative_prompt_embeds: torch.Tensor | None,
-) -> tuple[list[str] | None, list[str] | None]:
-    """The inversion's, but where a caller gives others."""
-    for name, text, embeds in (
-        ("prompt", prompt, prompt_embeds),
-        ("negative_prompt", negative_prompt, negative_prompt_embeds),
-    ):
-        if text is not None and embeds is not None:
-            raise ValueError(f"pass {name} or {name}_embeds, not both")
-    own, negative = (
-        getattr(inversion, name) if text is None else arguments.each(text, len(inversion), name)
-        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt))
-    )
-    return own, negative
-
-
-def check_match(
-    model: adapters.Adapter, inversion: Inversion, prompt_embeds: torch.Tensor | None, prompt: Text | None = None
-) -> None:
-    """Raises ValueError where a pipeline and a prompt cannot lead an inversion back."""
-    grids.check_prediction(model.pipe.scheduler, inversion.schedule)
-    channels = model.denoiser.form.channels
-    if inversion.latents.ndim != 4 or inversion.latents.shape[1] != channels:
-        raise ValueError(
-            f"latents of shape {tuple(inversion.latents.shape)} do not fit the pipeline: expected (B, {channels}, h, w)"
-        )
-    if inversion.prompt is None and prompt_embeds is None and prompt is None:
-        raise ValueError("this inversion was made with prompt_embeds; pass the same prompt_embeds to reconstruct()")
-    for name in ("prompt", "negative_prompt"):
-        texts = getattr(inversion, name)
-        if texts is not None and len(texts) != len(inversion.latents):
-            raise ValueError(f"the inversion has {len(texts)} texts in {name} for {len(inversion.latents)} latents")
-
-
-def present(pixels: torch.Tensor, output_type: str) -> Any:
-    """Pixels (B, 3, H, W) in [0, 1] as a caller wants them."""
-    if output_type == "pt":
-        return pixels.clone()
-    return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()

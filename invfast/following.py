@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from invfast import adapters
+from invfast import adapters, arguments, grids
 from invfast.adapters import Adapter
+from invfast.arguments import Text
 from invfast.inversion import Inversion, Stats
 from invfast.warned import warn
 
@@ -59,3 +60,46 @@ def _left_gpu(stats: Stats, pipe: Any) -> bool:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def said(
+    inversion: Inversion,
+    prompt: Text | None,
+    negative_prompt: Text | None,
+    prompt_embeds: torch.Tensor | None = None,
+    negative_prompt_embeds: torch.Tensor | None = None,
+) -> tuple[list[str] | None, list[str] | None]:
+    """(prompts, negative prompts): the inversion's, but where a caller gives others."""
+    given = (prompt, prompt_embeds, "prompt"), (negative_prompt, negative_prompt_embeds, "negative_prompt")
+    for text, embeds, name in given:
+        if text is not None and embeds is not None:
+            raise ValueError(f"pass {name} or {name}_embeds, not both")
+    positive, negative = (
+        getattr(inversion, name) if text is None else arguments.each(text, len(inversion), name)
+        for text, _, name in given
+    )
+    return positive, negative
+
+
+def untold(inversion: Inversion, prompt: Text | None, negative_prompt: Text | None) -> dict[str, Any]:
+    """An inversion's conditions, but other encoders' prompts where the first one's is replaced."""
+    gone = tuple(f"{n}prompt_" for n, text in (("", prompt), ("negative_", negative_prompt)) if text is not None)
+    return {name: value for name, value in inversion.conditions.items() if not name.startswith(gone)}
+
+
+def check_match(
+    model: Adapter, inversion: Inversion, prompt_embeds: torch.Tensor | None, prompt: Text | None = None
+) -> None:
+    """Raises ValueError where a pipeline and a prompt cannot lead an inversion back."""
+    grids.check_prediction(model.pipe.scheduler, inversion.schedule)
+    channels = model.denoiser.form.channels
+    if inversion.latents.ndim != 4 or inversion.latents.shape[1] != channels:
+        raise ValueError(
+            f"latents of shape {tuple(inversion.latents.shape)} do not fit the pipeline: expected (B, {channels}, h, w)"
+        )
+    if inversion.prompt is None and prompt_embeds is None and prompt is None:
+        raise ValueError("this inversion was made with prompt_embeds; pass the same prompt_embeds to reconstruct()")
+    for name in ("prompt", "negative_prompt"):
+        texts = getattr(inversion, name)
+        if texts is not None and len(texts) != len(inversion.latents):
+            raise ValueError(f"the inversion has {len(texts)} texts in {name} for {len(inversion.latents)} latents")
