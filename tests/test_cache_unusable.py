@@ -147,6 +147,7 @@ def test_a_whole_entry_needs_no_writing(tmp_path, monkeypatch):
         own.remove(folder.name)
 
 
+@pytest.mark.slow
 def test_auto_takes_what_a_full_disk_has(tiny, peach, monkeypatch, recwarn):
     prepare(tiny, height=64, width=64, runtime="openvino")
     monkeypatch.setattr(runtimes, "LARGE", 0)

@@ -11,8 +11,10 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SLOW = ("runtimes.md 0", "interpolation.md 0", "analysis.md 2")
+"""An export, fourteen pictures, and sixty-four images."""
 BLOCKS = [
-    pytest.param(block, id=f"{page.name} {i}")
+    pytest.param(block, id=f"{page.name} {i}", marks=[pytest.mark.slow] if f"{page.name} {i}" in SLOW else [])
     for page in PAGES
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]

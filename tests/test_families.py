@@ -132,6 +132,7 @@ def test_another_guidance_on_the_way_back_is_nothing_to_warn_of():
         reconstruct(pipe, there, guidance_scale=3.0, output_type="latent")
 
 
+@pytest.mark.slow
 def test_a_compiled_unet_of_the_callers_stays_whole():
     pipe, x = stable_diffusion_xl(), torch.zeros(1, 4, 8, 8) + 0.5
     wanted = invert(pipe, x, "a cat", **STEPS).latents

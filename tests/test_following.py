@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 ASKED = ({"dtype": "bfloat16"}, {"dtype": "float64"}, {"precompute": ("times",)}, {"precompute": ()})
 
 
-@pytest.mark.parametrize("asked", [*ASKED, {"runtime": "openvino"}], ids=str)
+@pytest.mark.parametrize("asked", [*ASKED, pytest.param({"runtime": "openvino"}, marks=pytest.mark.slow)], ids=str)
 def test_none_and_auto_are_the_inversions_own(asked, peach, tmp_path):
     pipe = stable_diffusion()
     inversion = invert(pipe, peach, method="ddim", **QUICK, **asked)

@@ -69,10 +69,13 @@ def test_whole_run_against_the_reference_in_float64(pipe, samples):
         as_exact_as_eager(single, [by_hand(eager, row.float(), *more) for row, *more in rows], exact)
 
 
-OTHERS = [pytest.param(method, marks=pytest.mark.slow) for method in (EasyInv(), ForwardStart(1))]
+OTHERS = (EasyInv(), ForwardStart(1), DDIM())
 
 
-@pytest.mark.parametrize("method", [DDIM(), FixedPoint(2, "anderson", "linear"), *OTHERS])
+@pytest.mark.parametrize(
+    "method",
+    [FixedPoint(2, "anderson", "linear"), *(pytest.param(method, marks=pytest.mark.slow) for method in OTHERS)],
+)
 def test_prediction_types_give_the_same_latents(method, pipe, samples):
     images, prompts = [samples[n].image for n in ("peach", "coffee")], ["noto peach", "photo coffee"]
     inverting = partial(invert, image=images, prompt=prompts, method=method, num_inference_steps=5)
@@ -125,6 +128,7 @@ def test_more_evaluations_reconstruct_better(pipe, samples):
     assert quality[3] > 55
 
 
+@pytest.mark.slow
 def test_forward_start_restores_the_statistics_of_noise(pipe, samples):
     images, prompts = zip(*[samples[n] for n in ("peach", "soccer_ball", "tulip", "pizza")], strict=True)
     plain, jumped = (invert(pipe, list(images), list(prompts), method=m).latents for m in (DDIM(), ForwardStart(2)))

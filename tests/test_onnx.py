@@ -23,10 +23,9 @@ from invfast.runtimes.onnxruntime_ import CUDA, DISTRIBUTIONS, TENSORRT
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # exports take a minute where cores are shared
-@pytest.mark.parametrize(
-    "name", ["sd", *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name != "sd")]
-)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_one_file_is_eager_at_every_size_and_batch(name, tmp_path, monkeypatch):
     if name != "sd":  # whose file the other tests here use too
         (tmp_path / "cache").mkdir(mode=0o700)
@@ -49,6 +48,7 @@ def test_inversions_are_eagers(tiny, samples):
         inversions_are_eagers("onnxruntime", tiny, images, prompts, **options)
 
 
+@pytest.mark.slow
 def test_images_that_are_done_are_left_out(samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
     # Residuals of the first step's second iteration: 6.7e-3, 8.2e-3 and 6.2e-3, all others far from the tolerance.

@@ -15,6 +15,7 @@ from invfast import invert
 from invfast.runtimes import RUNTIMES, convert
 
 
+@pytest.mark.slow
 def test_times_are_not_rounded_where_the_rest_is(tmp_path):
     module, device, g = stable_diffusion().unet.eval(), torch.device("cpu"), torch.Generator().manual_seed(0)
     x, embeds = torch.randn(1, 4, 16, 16, generator=g), torch.randn(1, 12, 32, generator=g)

@@ -67,8 +67,14 @@ ROUNDED_ANEW = ("torchao int8", "dynamic quantisation")
 """Activations are rounded at every call: an input's last bit moves results by 1e-3, and no fixed point undoes them."""
 
 
+ALIKE = ("float8 e5m2 storage", "bfloat16 storage", "torchao float8 weights", "torchao int8 weights")
+"""Kinds that another stands for in the fast tests."""
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ALIKE else []) for kind in KINDS]
+)
 def test_they_invert_and_rebuild_as_the_pipeline_itself_does(kind, peach, tmp_path):
     pipe, again = demo.load_pipeline(), 1 if kind in ROUNDED_ANEW else 4
     pipe.set_progress_bar_config(disable=True)

@@ -148,6 +148,7 @@ def test_sizes_that_do_not_halve_evenly(runtime, tiny, peach):
     assert got.latents.shape == (1, 4, 9, 11)
 
 
+@pytest.mark.slow
 def test_images_that_are_done_are_left_out(samples):
     images = [samples[name].image for name in ("peach", "cat", "house")]
     # Residuals of the first step's second iteration: 6.7e-3, 8.2e-3 and 6.2e-3, all others far from the tolerance.
@@ -177,6 +178,7 @@ def test_a_lora_that_is_off_does_not_count(peach):
     steps_as_exact_as_eagers(inverting(pipe, peach, "openvino"), inverting(stable_diffusion(), peach, "eager"))
 
 
+@pytest.mark.slow
 def test_changed_weights_are_another_network(peach):
     pipe = stable_diffusion()
     first = inverting(pipe, peach, "openvino", 2)().latents

@@ -73,6 +73,7 @@ print([torch.equal(a, b) for j in range(4) for a, b in zip(found[j], there_and_b
 """
 
 
+@pytest.mark.slow
 def test_first_calls_of_a_process():
     """Imports, operators, loading: all that happens once, in four threads that each bring a pipeline."""
     root = Path(__file__).parents[1]

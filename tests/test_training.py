@@ -54,6 +54,7 @@ def small_run(folder, kill_at=None):
     return train(module, killing, RECIPE, folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     small_run(tmp_path / "whole")
     script = f"from test_training import *; small_run(Path({str(tmp_path / 'cut')!r}), kill_at=45)"

@@ -9,7 +9,6 @@ prints of itself is read back. Nothing is evaluated: the syntax tree is walked, 
 from __future__ import annotations
 
 import ast
-import warnings
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
@@ -58,9 +57,7 @@ def _tree(text: str) -> ast.expr:
     why = f"it has {len(text)} characters, at most {LONGEST} are read"
     if len(text) <= LONGEST:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python's own hints on odd literals
-                return ast.parse(text, mode="eval").body
+            return ast.parse(text, mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             why = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
     raise ValueError(
