@@ -275,7 +275,7 @@ def test_pipelines_that_cannot_be_inverted(scheduler, message, tmp_path, monkeyp
         (lambda peach: peach.convert("P"), [], None),
         (lambda peach: Image.fromarray(np.asarray(peach.convert("L")).astype(np.uint16) * 257), [], None),
         (lambda peach: peach, ["--prompt", " ".join(["peach"] * 40)], "truncated"),
-        (lambda peach: peach, ["--dtype", "float16"], "float16 on a CPU is slow"),
+        pytest.param(lambda peach: peach, ["--dtype", "float16"], "float16 on a CPU is slow", marks=pytest.mark.slow),
     ],
 )
 def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, caplog):

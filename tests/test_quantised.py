@@ -67,7 +67,7 @@ ROUNDED_ANEW = ("torchao int8", "dynamic quantisation")
 """Activations are rounded at every call: an input's last bit moves results by 1e-3, and no fixed point undoes them."""
 
 
-ALIKE = ("float8 e5m2 storage", "bfloat16 storage", "torchao float8 weights", "torchao int8 weights")
+ALIKE = ("float8 storage", "float8 e5m2 storage", "bfloat16 storage", "torchao float8 weights", "torchao int8 weights")
 """Kinds that another stands for in the fast tests."""
 
 

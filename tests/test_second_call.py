@@ -201,10 +201,12 @@ def test_channels_last_weights_are_the_callers_own(counted, peach):
     assert sizes == {"network": 0}
 
 
-SLOWER = [pytest.param(each, marks=pytest.mark.slow) for each in ("warm_start", "obelm", "edict", "negative_prompt")]
+SLOWER = [
+    pytest.param(each, marks=pytest.mark.slow) for each in ("auto", "warm_start", "obelm", "edict", "negative_prompt")
+]
 
 
-@pytest.mark.parametrize("method", ["ddim", "auto", Direct(3.0), *SLOWER])
+@pytest.mark.parametrize("method", ["ddim", Direct(3.0), *SLOWER])
 def test_three_sizes_in_rotation_are_recorded_once(method, graphs):  # noqa: F811
     pipe = stable_diffusion()
     sizes = [torch.full((1, 4, h, 8), 0.5) for h in (8, 12, 16)]

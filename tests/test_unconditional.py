@@ -22,7 +22,7 @@ def picture(samples):
     return samples["peach"].image.resize((16, 16))
 
 
-@pytest.mark.parametrize("cls", [DDPMPipeline, DDIMPipeline])
+@pytest.mark.parametrize("cls", [DDPMPipeline, pytest.param(DDIMPipeline, marks=pytest.mark.slow)])
 def test_there_and_back(cls, picture, tmp_path):
     pipe = pixel_pipeline(cls)
     method = FixedPoint(60, "anderson", tolerance=1e-12)
