@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from invfast.files import write_atomically
+
 SUFFIXES = (".png", ".pdf", ".svg")
 """Of files of one picture."""
 MOVING = ".gif"
@@ -149,8 +151,8 @@ def encode(pictures: Image.Image | Sequence[Image.Image], suffix: str, milliseco
 
 
 def save(pictures: Image.Image | Sequence[Image.Image], path: str | Path, milliseconds: int = 150) -> None:
-    """Writes one picture or several as the path's suffix says, see `encode`, which also says what it raises."""
-    Path(path).write_bytes(encode(pictures, Path(path).suffix, milliseconds))
+    """Writes one picture or several as the path's suffix says, whole or not at all; raises what `encode` does."""
+    write_atomically(Path(path), encode(pictures, Path(path).suffix, milliseconds))
 
 
 def _svg(picture: Image.Image) -> bytes:

@@ -6,7 +6,6 @@ A file is one safetensors file, see `stored`.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save
 
 from invfast import batches, methods, plain, preview, stored
 from invfast.ambient import neutral
+from invfast.files import write_atomically
 from invfast.methods import Method
 from invfast.schedule import Schedule
 
@@ -279,18 +279,3 @@ def _dtype(name: Any) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ValueError(f"its stats name {plain.shown(name)}, which is no dtype of torch")
     return found
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never a part."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    file = temporary.open("xb")  # as any new file, with the rights that umask and folder leave it
-    try:
-        with file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

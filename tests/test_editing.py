@@ -281,11 +281,20 @@ def test_flow_edit():
             outputs.append(network(latents, embeds.double(), pooled.double(), t, return_dict=False)[0])
         return outputs[1] + scale * (outputs[0] - outputs[1])
 
-    drawn = [torch.randn(x.shape, generator=torch.Generator().manual_seed(32 + 3 + j)).double() for j in range(3)]
+    drawn = torch.randn(1, 3, *x.shape[1:], generator=torch.Generator().manual_seed(3)).double().unbind(1)
     sigmas = there.schedule.sigma.tolist()[3::-1]
     assert distance(found.latents, reference.flow_edit(velocity, x, sigmas, drawn[::-1])) < 1e-10
     same = edit(pipe, there, SOURCE, method="flow_edit", guidance_scale=3.5, **EXACT)
     assert distance(same.latents, x) < 1e-12
+    left = torch.zeros(1, 6).repeat(4, 1)
+    left[:, :3] = 1
+    part = edit(pipe, there, TARGET, method=method, guidance_scale=4.0, mask=left, **EXACT).latents
+    assert torch.equal(part[..., 3:], x[..., 3:])  # the image itself, not its noisy way up
+    assert not torch.equal(part[..., :3], x[..., :3])
+    several = editing.FlowEdit(strength=0.5, draws=3)
+    averaged, single = (edit(pipe, there, TARGET, method=m, **EXACT).latents for m in (several, editing.FlowEdit(0.5)))
+    assert averaged.isfinite().all()
+    assert distance(averaged, single) > 1e-3
 
 
 class Watching:
@@ -351,7 +360,8 @@ def test_attention_that_cannot_be_shared_is_said(samples):
         (lambda: editing.PromptToPrompt(cross=1.5), "cross must lie in"),
         (lambda: editing.PromptToPrompt(weights=(("a", -1),)), "factor of at least 0"),
         (lambda: editing.Portrait(blend=2), "blend must lie in"),
-        (lambda: editing.Direct(editing.Prompt()), "runs none beside the edit"),
+        (lambda: editing.Direct(editing.Prompt()), "takes nothing from one"),
+        (lambda: editing.Direct(editing.FlowEdit()), "takes nothing from one"),
         (lambda: editing.Direct(editing.Region(((0, 0, 4, 8),), editing.MasaCtrl())), "Region around Direct"),
         (lambda: editing.Region(((0, 0, 4, 8),), editing.Region(((0, 0, 4, 8),))), "all boxes to one Region"),
         (lambda: editing.Region(()), "at least one box"),

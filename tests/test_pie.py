@@ -342,7 +342,7 @@ def test_names_are_checked_before_anything_is_loaded(data, capsys):
     for given, said in (
         (["--inversions", "dim"], "unknown inversion 'dim'"),
         (["--editors", "prompt,portrait"], "second image"),
-        (["--editors", "direct+prompt"], "runs none beside the edit"),
+        (["--editors", "direct+prompt"], "takes nothing from one"),
         (["--steps", "0"], "--steps must be at least 1"),
     ):
         with pytest.raises(SystemExit):

@@ -12,7 +12,7 @@ from together import THREADS, Meeting, together
 
 import invfast
 from invfast import demo, images, locks
-from invfast.inversion import write_atomically
+from invfast.files import write_atomically
 from invfast.locks import lock_of, once
 from invfast.ops import registry
 from invfast.runtimes import openvino

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors.torch import load_file, save
 
 from invfast import demo
-from invfast.inversion import write_atomically
+from invfast.files import write_atomically
 from training import data as training_data
 from training import evaluation, models, objectives, sheets
 from training import export as export_

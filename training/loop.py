@@ -19,7 +19,7 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save
 
-from invfast.inversion import write_atomically
+from invfast.files import write_atomically
 
 console = Console(stderr=True)
 

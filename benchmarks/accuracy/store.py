@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import place
-from invfast.inversion import write_atomically
+from invfast.files import write_atomically
 
 SCHEMA = 2
 """Raised when figures change their meaning, or a method its numbers: old rows are then measured again."""

@@ -20,8 +20,8 @@ from benchmarks.accuracy import store
 from benchmarks.pie import figures, layout
 from benchmarks.pie.learned import Metric
 from invfast import Inversion, edit, editing, invert
+from invfast.files import write_atomically
 from invfast.fingerprint import fingerprint
-from invfast.inversion import write_atomically
 from invfast.methods import METHODS, to_dict
 
 SCHEMA = 1

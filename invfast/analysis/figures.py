@@ -10,7 +10,7 @@ from typing import Any
 
 from invfast.analysis.base import Beside
 from invfast.analysis.report import Report
-from invfast.inversion import write_atomically
+from invfast.files import write_atomically
 
 LATENTS, NOISE, PERMUTED = "#0072B2", "#D55E00", "#009E73"
 """Okabe and Ito's blue, vermilion and green: told apart in every kind of colour blindness, and by their marks."""

@@ -114,7 +114,7 @@ def _check_output(output: Path) -> None:
 def _write(output: Path, reports: dict[tuple[int, ...], Report]) -> list[Path]:
     from invfast.analysis import figures
     from invfast.analysis.page import page
-    from invfast.inversion import write_atomically
+    from invfast.files import write_atomically
 
     if output.suffix:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def suffix_of(path: Path, known: Sequence[str], what: str = "pictures") -> str:
 
 def write(path: Path, content: bytes) -> None:
     """A file, whole or not at all; its folder is made."""
-    from invfast.inversion import write_atomically
+    from invfast.files import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)

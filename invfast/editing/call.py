@@ -131,7 +131,7 @@ def _stepper(
         sampler = inversion.method.sampler(problem, inversion.node)
     if not editor.corrected and mask is None:
         return sampler
-    path = path_of(inversion).to(problem.device, problem.dtype)
+    path = path_of(inversion, isinstance(inner, FlowEdit)).to(problem.device, problem.dtype)
     small = None
     if mask is not None:
         small = masks.for_latents(mask, *path.shape[-2:]).to(problem.device, problem.dtype)
@@ -177,14 +177,20 @@ def _check_fits(editor: Editor, inversion: Inversion, mask: Any, style: Inversio
     if isinstance(editor, Region) and mask is not None:
         raise ValueError("pass mask, or a Region with boxes, not both")
     wanted = "Direct" if editor.corrected else "mask" if mask is not None or isinstance(editor, Region) else None
-    if wanted and path_of(inversion) is None:
-        raise ValueError(f"{wanted} needs the latents of every node; invert with save_trajectory=True")
-    if wanted and inversion.trajectory is not None and len(inversion.trajectory) != inversion.node + 1:
-        raise ValueError(f"{wanted} needs the latents of every node, and {type(method).__name__} left some out")
+    if wanted and not isinstance(inner, FlowEdit):  # which goes from image to image
+        _check_path(inversion, wanted)
     if (style is not None) != (editor.rows == 3):
         raise ValueError("style goes with method='portrait', which needs the inversion of the image whose style it is")
     if style is not None:
         _check_style(inversion, style)
+
+
+def _check_path(inversion: Inversion, wanted: str) -> None:
+    if path_of(inversion) is None:
+        raise ValueError(f"{wanted} needs the latents of every node; invert with save_trajectory=True")
+    if inversion.trajectory is not None and len(inversion.trajectory) != inversion.node + 1:
+        name = type(inversion.method).__name__
+        raise ValueError(f"{wanted} needs the latents of every node, and {name} left some out")
 
 
 def _check_style(inversion: Inversion, style: Inversion) -> None:

@@ -165,10 +165,10 @@ class Direct(Around):
     or an inversion by `methods.Direct`.
 
     Args:
-        editor: one with the source beside it.
+        editor: one whose attention reads the source.
 
     Raises:
-        ValueError: an editor without a source.
+        ValueError: another editor.
     """
 
     corrected: ClassVar[bool] = True
@@ -176,8 +176,8 @@ class Direct(Around):
     editor: Editor = field(default_factory=MasaCtrl)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.editor, Editor) or self.editor.rows < 2:
-            raise ValueError(f"Direct puts the source onto its path, and {self.editor!r} runs none beside the edit")
+        if not isinstance(self.editor, Editor) or self.editor.control is None:
+            raise ValueError(f"Direct puts the source onto its path, and {self.editor!r} takes nothing from one")
         if isinstance(self.editor, Around):
             raise ValueError(f"Direct goes around an editor itself, got {self.editor!r}; put a Region around Direct")
 
@@ -187,7 +187,7 @@ class Region(Around):
     """Another editor, its edit kept to boxes of the image: everything else stays on the inversion's path.
 
     So things are inserted where a box says (ObjectAdd, arXiv 2404.17230). `edit(..., mask=)` takes any other shape.
-    Needs the trajectory, like `Direct`.
+    Needs the trajectory, like `Direct`, but around `FlowEdit`, which goes from image to image.
 
     Args:
         boxes: (left, top, right, bottom) each, in pixels of the image.

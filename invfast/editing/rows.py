@@ -50,10 +50,6 @@ class Rows(torch.nn.Module):
     def control(self) -> Control | None:
         return Control(self.kind, self.layer) if self.kind else None
 
-    @property
-    def config(self) -> Any:
-        return self.network.config
-
 
 class Apart(torch.nn.Module):
     """A flat network that runs every row of its samples, (B, rows * C, h, w), as a sample of its own.
@@ -83,9 +79,8 @@ class Apart(torch.nn.Module):
 def _flags(edit: Mapping[str, torch.Tensor], t: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the control reads, its limits in time turned into flags (B,)."""
     ticks = (t.reshape(-1).double() * TICKS).round().long()
-    return {
-        name: ticks <= v if name == "below" else ticks > v if v.dtype == torch.long else v for name, v in edit.items()
-    }
+    compare = {"below": torch.le, "cross": torch.gt, "self": torch.gt}
+    return {name: compare[name](ticks, value) if name in compare else value for name, value in edit.items()}
 
 
 def ticks(time: float) -> int:

@@ -11,9 +11,6 @@ from invfast.methods.base import Predict, Problem, State, Stepper
 from invfast.methods.direct import number, numbers
 from invfast.schedule import Step
 
-DRAWN = 32
-"""Above the seeds of methods, whose noise an edit's must not be."""
-
 
 class Kept(Stepper):
     """A sampler whose latents are put back, in part, onto the path that the inversion took.
@@ -60,7 +57,8 @@ class AlongDifference(Stepper):
         clean: (B, C, h, w) the source.
         scales: guidance of the source and of the edit.
         first: how many steps are taken, the last ones of the way down.
-        draws, seed: of the noise.
+        draws: noises averaged in a step; an image has all of its own from one generator.
+        seed: of the first image's.
     """
 
     def __init__(
@@ -69,9 +67,7 @@ class AlongDifference(Stepper):
         self.steps, self.clean, self.scales = range(first - 1, -1, -1), clean, scales
         self.numbers = numbers(problem)
         self.sigma = problem.place(problem.schedule.sigma)
-        shape = (first * draws, *clean.shape[1:])
-        drawn = [problem.draw(clean.shape, DRAWN + seed + j) for j in range(shape[0])]
-        self.noise = torch.stack(drawn).unflatten(0, (first, draws))
+        self.noise = problem.draw((len(clean), first, draws, *clean.shape[1:]), seed)
 
     def init(self, state: State) -> State:
         return {"latents": torch.cat([self.clean, self.clean], 1)}
@@ -80,8 +76,8 @@ class AlongDifference(Stepper):
         at = number(step, self.numbers)
         low, high = self.sigma.index_select(0, at), self.sigma.index_select(0, at + 1)
         edit = state["latents"].chunk(2, 1)[1]
-        noises = self.noise.index_select(0, at).squeeze(0)
-        moves = [self._difference(edit, noise, high, step, predict) for noise in noises.unbind(0)]
+        noises = self.noise.index_select(1, at).squeeze(1)
+        moves = [self._difference(edit, noise, high, step, predict) for noise in noises.unbind(1)]
         edit = edit + (low - high) * torch.stack(moves).mean(0)
         return {"latents": torch.cat([self.clean, edit], 1)}, None
 
@@ -97,8 +93,10 @@ class AlongDifference(Stepper):
         return second - first
 
 
-def path_of(inversion: Inversion) -> torch.Tensor | None:
-    """(B, nodes, C, h, w) the latents of every node from x_0 on, where they were kept."""
+def path_of(inversion: Inversion, still: bool = False) -> torch.Tensor | None:
+    """(B, nodes, C, h, w) the latents of every node from x_0 on, where they were kept; `still`, x_0 at all of them."""
+    if still:
+        return inversion.init_latents.unsqueeze(1).expand(-1, inversion.schedule.num_steps, -1, -1, -1)
     if inversion.trajectory is not None:
         return inversion.trajectory.transpose(0, 1)
     return inversion.state.get("path")

@@ -23,8 +23,7 @@ logger = logging.getLogger("invfast")
 _one_at_a_time = threading.RLock()
 """Held while compiling: Inductor's settings, loggers and warnings are the process's."""
 REPEATED = 3
-"""Blocks of a kind from which on it is compiled once for all of them. Of 12 of width 128 on a CPU that took 25 s, the
-whole network 69 s, at the same speed."""
+"""Blocks of a kind from which on it is compiled once for all of them."""
 MOST = 0.8
 """Share of the weights that such blocks must hold: UNets declare theirs too, and are convolutions beside them."""
 
