@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from invfast import adapters, arguments, grids, methods, provenance, run
-from invfast.adapters import Prompts
+from invfast.adapters import Adapter, Prompts
 from invfast.ambient import neutral
 from invfast.arguments import Text
 from invfast.following import check_match, following, said, untold
@@ -61,7 +61,7 @@ def invert(
             (`Adapter.pipelines`). Whatever its scheduler, the grid is DDIM's over its betas, or of rectified flow
             Euler's over its sigmas, shifted as the pipeline does for the image's size.
         image: PIL image, path, numpy array, torch tensor, or a list of them (`images.to_pixels` says which shapes and
-            ranges), or latents (B, C, h, w), finite floats, already scaled.
+            ranges), or latents (B, C, h, w), finite floats, already scaled; or an Inversion, to invert its x_0 again.
         prompt: one text for all images or one an image.
         method: a name (`methods.METHODS`) or a Method instance. "auto" is close to exact for a few evaluations more
             than N on long grids, some 2 N on 20 steps; "ddim" is the plain loop, inexact, at N.
@@ -130,7 +130,7 @@ def invert(
         )
     grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas)
     with model.session():
-        x = model.encode(image, height, width)
+        x = _x_0(model, image, height, width)
         grid = grid_of(x.shape)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         more = model.check(len(x), conditions)
@@ -165,6 +165,17 @@ def invert(
     if node < grid.num_steps:
         logger.warning("interrupted at node %d of %d; the latents are not noise yet", node, grid.num_steps)
     return inversion if return_dict else inversion.to_tuple()
+
+
+def _x_0(model: Adapter, image: Any, height: int | None, width: int | None) -> torch.Tensor:
+    """Images encoded, latents as they are: an inversion's also where they are pixels, which may leave -1 to 1."""
+    if not isinstance(image, Inversion):
+        return model.encode(image, height, width)
+    x = model.latents_of(image.init_latents, height, width)
+    if x is None:
+        wanted, shape = model.denoiser.form.channels, tuple(image.init_latents.shape)
+        raise ValueError(f"the inversion's x_0 has shape {shape}; {type(model.pipe).__name__} needs {wanted} channels")
+    return x
 
 
 @neutral()

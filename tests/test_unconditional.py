@@ -1,5 +1,7 @@
 """Pixel-space pipelines without a condition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tiny import pixel_unet, seeded
 from toy import distance, grid
 
 from invfast import Inversion, Schedule, invert, reconstruct
+from invfast.analysis import gaussian, record, swap_up
 from invfast.methods import DDIM, METHODS, FixedPoint
 from invfast.reference import ddim
 
@@ -42,6 +45,28 @@ def test_every_method(name, picture):
             invert(pixel_pipeline(), picture, method=name, num_inference_steps=5)
         return
     assert invert(pixel_pipeline(), picture, method=name, num_inference_steps=5).latents.isfinite().all()
+
+
+def test_what_it_drew_is_inverted_as_it_is(tmp_path):
+    """Pixels beyond 1 are part of x_0, and a batch without any below 0 is no image of 0 to 1."""
+    pipe = pixel_pipeline()
+    recording = record(pipe, gaussian((2, 3, 16, 16), 5), num_inference_steps=4)
+    known = recording.inversion
+    assert recording.latents.abs().max() > 1.001
+    assert torch.equal(known.latents, recording.noise)
+    known.save(tmp_path / "known")
+    for given in (known, Inversion.load(tmp_path / "known")):
+        found = invert(pipe, given, method=FixedPoint(60, "anderson", tolerance=1e-7), num_inference_steps=4)
+        assert torch.equal(found.init_latents, recording.latents)
+        assert distance(found.latents, recording.noise) < 1e-4
+    bright = replace(known, init_latents=known.init_latents.abs())
+    assert torch.equal(invert(pipe, bright, method="ddim", num_inference_steps=1).init_latents, bright.init_latents)
+    with pytest.raises(ValueError, match="latents keep their size"):
+        invert(pipe, known, height=32, width=32)
+    with pytest.raises(ValueError, match=r"x_0 has shape \(2, 4, 16, 16\); DDPMPipeline needs 3 channels"):
+        invert(pipe, replace(known, init_latents=torch.zeros(2, 4, 16, 16)))
+    off = [distance(swap_up(pipe, known, recording.outputs, k).latents, recording.noise) for k in (0, 3)]
+    assert off[1] < off[0]
 
 
 def test_against_the_reference_in_float64(picture):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Recording:
             step first.
         trajectory: (N + 1, n, C, h, w) the latents of every node, x_0 first, as `Inversion.trajectory`.
         schedule: the grid.
+        inversion: noise and images as an exact inversion has them: to be inverted again (`invert` takes it in place of
+            images), edited, interpolated, saved.
     """
 
     noise: torch.Tensor
@@ -36,6 +38,7 @@ class Recording:
     outputs: torch.Tensor
     trajectory: torch.Tensor
     schedule: Schedule
+    inversion: Inversion
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,11 @@ def record(
         nodes.insert(0, tensors["latents"].cpu())
 
     watched = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ("latents", "output")}
-    end = reconstruct(pipe, begin, output_type="latent", **watched, **options).latents.cpu()
+    drawn = reconstruct(pipe, begin, output_type="latent", **watched, **options)
+    end = drawn.latents.cpu()
     nodes[-1] = start.to(end.dtype)
-    return Recording(start, end, torch.stack(outputs), torch.stack(nodes), grid)
+    exact = replace(begin, init_latents=end, method=DDIM(), stats=drawn.stats)
+    return Recording(start, end, torch.stack(outputs), torch.stack(nodes), grid, exact)
 
 
 def _sampling(

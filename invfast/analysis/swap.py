@@ -111,7 +111,7 @@ def swap_up(pipe: Any, inversion: Inversion, outputs: torch.Tensor, k: int, **op
         **inversion.conditions,
         **options,
     }
-    found = invert(pipe, inversion.init_latents, inversion.prompt, **given)
+    found = invert(pipe, inversion, inversion.prompt, **given)
     return dataclasses.replace(found, method=inversion.method)  # which a file can name
 
 
