@@ -1,0 +1,1 @@
+"""What two papers claim, measured again on the bundled models: `make analysis`."""
