@@ -56,7 +56,8 @@ def decode(content: bytes, name: str) -> Image.Image:
 def size_of(content: bytes, name: str) -> tuple[int, int]:
     """(width, height) that `decode` will have, by the header of a file alone."""
     with _named(f"image {name!r}"), _opened(io.BytesIO(content)) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        # Not PNG's own getexif, which decodes the whole image for a tag that may come after it.
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 

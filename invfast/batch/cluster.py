@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,7 +77,9 @@ class Ray:
             return
         ray, own = _ray(), False
         if not ray.is_initialized():
-            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+            # Reading the table wants CPUs too, which actors that hold all of them would never leave to it.
+            cpus = {} if self.address else {"num_cpus": max(os.cpu_count() or 1, math.ceil(self.cpus * self.actors) + 2)}
+            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **cpus)
             own = True
         table = worker.folder / "chunks.parquet"
         packed = [{"id": chunk.id, "items": pack(chunk)} for chunk in chunks]
@@ -91,6 +94,7 @@ class Ray:
     def _rows(self, ray: Any, worker: Worker, table: Path, count: int) -> Iterator[list[dict[str, Any]]]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        context.print_on_execution_start = False
         pool = ray.data.ActorPoolStrategy(size=min(self.actors, count))
         found = ray.data.read_parquet(str(table), override_num_blocks=min(count, BLOCKS)).map_batches(
             Actor,

@@ -43,9 +43,10 @@ class Progress:
 
     Args:
         images: asked for, of this shard.
+        left: files of a folder that are no images, how many by ending.
         read: of them read, for their digests.
-        before: there already when it began.
-        done: run in this run, failed ones among them.
+        before: with a result when it began.
+        done: given one in this run.
         errors: of the failed, before and in this run, by name.
         index: the file of the index, once it is written.
         began: `time.monotonic()` when the first chunk was begun.
@@ -53,12 +54,18 @@ class Progress:
     """
 
     images: int = 0
+    left: dict[str, int] = field(default_factory=dict)
     read: int = 0
     before: int = 0
     done: int = 0
     errors: dict[str, str] = field(default_factory=dict)
     index: Path | None = None
     began: float | None = None
+
+    @property
+    def through(self) -> int:
+        """Images that are done or failed."""
+        return self.before + self.done + self.failed
 
     @property
     def failed(self) -> int:
@@ -118,7 +125,7 @@ def run(
         raise ValueError(f"batch must be at least 1, got {batch}")
     folder, at = Path(output).absolute(), Progress() if progress is None else progress
     runner, stop = Local() if runner is None else runner, on_error == "stop"
-    entries, _ = source.entries(given, recursive, folder)
+    entries, at.left = source.entries(given, recursive, folder)
     mine = [each for each in entries if shard is None or shard.has(each.name)]
     configuration = task.configuration()
     index.begin(folder, configuration)
@@ -130,7 +137,7 @@ def run(
             items = plan.merged(book.items(_scanned(asked, configuration, task.size), stop, check))
             todo = book.less_known(items, index.read(folder), retry)
             most = plan.fitting(int(task.memory() * runner.share)) if batch is None else lambda size: batch
-            worker = Worker(task, folder, stop=stop, proven=at.before > len(at.errors), check=check)
+            worker = Worker(task, folder, stop=stop, proven=at.before > 0, check=check)
             at.began = time.monotonic()
             for rows in runner(worker, list(plan.chunks(todo, most))):
                 book.done(rows)
@@ -166,14 +173,14 @@ class _Book:
             if row is None or row["file"] is None or (retry and row["error"] is not None):
                 todo.append(item)
                 continue
-            self.at.before += len(item.names)
+            self.at.before += len(item.names) if row["error"] is None else 0
             self._take(index.of_names(row, item.names), logged=False)
         return todo
 
     def done(self, rows: Iterable[Row]) -> None:
         """What a worker made of a chunk."""
         for row in rows:
-            self.at.done += len(row["names"])
+            self.at.done += len(row["names"]) if row["error"] is None else 0
             self._take(index.of_names(row, row["names"]), logged=True)
 
     def _take(self, rows: Iterable[Row], logged: bool) -> None:

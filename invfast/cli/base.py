@@ -49,6 +49,19 @@ def stop_if_asked(pipe: Any, step: int, t: int | float, tensors: dict[str, Any])
 
     An interrupt that arrives inside a destructor, or an import under a broad `except`, is lost in there.
     """
+    check_stop()
+
+
+def stop_on(*names: str) -> None:
+    """Signals that end the command as Ctrl-C does, but those that are ignored, as nohup's SIGHUP is."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _stop)
+
+
+def check_stop() -> None:
+    """`stop_if_asked` for whoever asks."""
     if _stop_asked.is_set():
         raise KeyboardInterrupt
 
@@ -71,6 +84,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             err.print("interrupted", style="red")
             sys.stdout.flush()
             os._exit(130)  # everything is unwound by now; tearing torch down would take a second more
+        except typer.Exit:  # a RuntimeError, and no failure
+            raise
         except (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             if os.environ.get("INVFAST_TRACEBACK"):
                 raise
