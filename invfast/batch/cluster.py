@@ -78,7 +78,9 @@ class Ray:
         ray, own = _ray(), False
         if not ray.is_initialized():
             # Reading the table wants CPUs too, which actors that hold all of them would never leave to it.
-            cpus = {} if self.address else {"num_cpus": max(os.cpu_count() or 1, math.ceil(self.cpus * self.actors) + 2)}
+            cpus = (
+                {} if self.address else {"num_cpus": max(os.cpu_count() or 1, math.ceil(self.cpus * self.actors) + 2)}
+            )
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **cpus)
             own = True
         table = worker.folder / "chunks.parquet"
