@@ -1,11 +1,11 @@
 """What the batch engine adds to the network: python -m benchmarks.batch [METHOD ...].
 
-A folder of 128 images, PNG, JPEG and WebP of 64 px (the samples, mirrored and rolled), inverted by `invfast.batch.run`
-in 50 steps of the bundled pipeline, eager, into a fresh folder; then the same call again, which finds all of it done. The
-network's own time is summed within the same run, so both are of one moment of the machine. Per method the images a
-second, what they would be were there nothing but the network, by how much the engine is behind, and what lies in
-between: all around the loop in `invert` (VAE, texts, digests), and the engine's own (reading, decoding, shards, index).
-Rows go to benchmarks/results/batch.jsonl, the table to docs/batch.md.
+A folder of 128 images, PNG, JPEG and WebP of 64 px (the samples, mirrored and rolled), inverted by
+`invfast.batch.run` in 50 steps of the bundled pipeline, eager, into a fresh folder; then the same call again, which
+finds all of it done. The network's own time is summed within the same run, so both are of one moment of the machine.
+Per method the images a second, what they would be were there nothing but the network, by how much the engine is
+behind, and what lies in between: all around the loop in `invert` (VAE, texts, digests), and the engine's own
+(reading, decoding, shards, index). Rows go to benchmarks/results/batch.jsonl, the table to docs/batch.md.
 """
 
 from __future__ import annotations

@@ -426,6 +426,17 @@ def test_a_damaged_shard_is_run_again(tmp_path, caplog):
     assert same(contents(tmp_path / "out"), whole)
 
 
+@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"name": "a"}', b"\xff"])
+def test_a_damaged_index_is_made_anew(content, tmp_path, caplog):
+    fill(tmp_path / "in", 8)
+    whole = run(tmp_path / "in", tmp_path / "out").index
+    before = contents(tmp_path / "out")
+    whole.write_bytes(content)
+    assert run(tmp_path / "in", tmp_path / "out").before == 8
+    assert "made anew" in caplog.text
+    assert same(contents(tmp_path / "out"), before)
+
+
 def test_a_worker_travels(tmp_path):
     fill(tmp_path / "in", 4, bad=False, sizes=((8, 8),))
     worker = Worker(Toy(), tmp_path / "out", check=lambda: None)

@@ -11,6 +11,7 @@ import torch
 from batches import BAD, contents, fill, picture, same, start
 from test_cli import inside, result
 
+from benchmarks import batch as engine
 from invfast import batch, demo, invert, reconstruct
 
 QUICK = ("--method", "ddim", "--steps", 2)
@@ -92,6 +93,7 @@ def result_of(done):
         (["in", "--prompts", "none.jsonl"], 2, "does not exist"),
         (["in", "--method", "magic"], 1, "unknown method 'magic'"),
         (["in", "--on-error", "stop"], 1, "image 'empty.png' is not one of"),
+        (["in", "--size", "0"], 1, "size must be at least 1, got 0"),
         (["in", "--size", "63"], 1, "height must be a positive multiple of 4, got 63"),
         (["in", "--dtype", "int4"], 1, "unknown dtype 'int4'"),
     ],
@@ -107,7 +109,10 @@ def test_errors(args, code, message, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists() or not batch.open("out")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=SLOW), pytest.param("SIGHUP", marks=SLOW)])
 def test_signals_end_it_cleanly(name, tmp_path):
     fill(tmp_path / "in", 60, bad=False)
     process = start("batch", "in", "-o", "out", "--batch", 2, cwd=tmp_path, code=TOY.format(slow=0.05) + MAIN)
@@ -127,6 +132,15 @@ def wait_for(folder, count, process):
     while len(list((folder / "shards").glob("*.safetensors"))) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
+
+
+def test_the_benchmark_counts_the_network_within_the_call(tmp_path):
+    engine.fill(tmp_path, 3)
+    found = engine.measure(tmp_path, "ddim", count=3, steps=1)
+    assert 0 < found["network"] < found["invert"] < found["whole"]
+    row = engine.row("ddim", [found], 3, 1)
+    assert 0 < row["behind"] < 1
+    assert f"| `ddim` | {3 / found['whole']:.2f} | {3 / found['network']:.2f} |" in engine.table([row])
 
 
 @pytest.mark.slow

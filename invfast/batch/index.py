@@ -7,6 +7,7 @@ read from them. The log is for people and for `tail -f`; nothing is read from it
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from invfast import plain
 from invfast.batch import parquet, shards
 from invfast.files import write_atomically
 
@@ -28,6 +30,7 @@ STALE = 3600.0
 """Seconds after which a temporary file is one that a kill left."""
 
 Row = dict[str, Any]
+logger = logging.getLogger("invfast")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def read(folder: Path) -> Known:
 
     Where both name an image the index is right, but for shards that were written after it.
     """
-    listed = [row for row in _stored(folder) if row["file"] is None or (folder / row["file"]).is_file()]
+    there = {None, *shards.files(folder)}
+    listed = [row for row in _stored(folder) if row["file"] in there]
     names, ids = {row["name"]: row for row in listed}, {}
     written = max((path.stat().st_mtime_ns for path in _files(folder)), default=0)
     others = list(shards.rows(folder, {row["file"] for row in listed}))
@@ -127,12 +131,18 @@ class Log:
 
 def _stored(folder: Path) -> list[Row]:
     """The rows of the index as it was written last; none where there is none, or nothing to read it with."""
-    if (folder / PARQUET).exists() and parquet.installed():
-        return parquet.loads(folder / PARQUET)
-    if (folder / JSONL).exists():
-        with (folder / JSONL).open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    return []
+    try:
+        if (folder / PARQUET).exists() and parquet.installed():
+            found = parquet.loads(folder / PARQUET)
+        elif (folder / JSONL).exists():
+            found = [json.loads(line) for line in (folder / JSONL).read_text(encoding="utf-8").splitlines()]
+        else:
+            return []
+        plain.check(found, list[dict], "its rows")
+        return [{column: row[column] for column in COLUMNS} for row in found]
+    except (KeyError, RecursionError, ValueError) as error:
+        logger.warning("the index of %r cannot be used, it is made anew of the shards: %s", str(folder), error)
+        return []
 
 
 def _files(folder: Path) -> list[Path]:

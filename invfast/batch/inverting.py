@@ -44,6 +44,10 @@ class Invert:
     device: str | None = None
     runtime: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:  # images are resized before `invert` sees them
+            raise ValueError(f"size must be at least 1, got {self.size}")
+
     def configuration(self) -> dict[str, Any]:
         """Raises ValueError where the method is none."""
         return {

@@ -57,16 +57,21 @@ def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], results: S
     return path.relative_to(folder).as_posix()
 
 
+def files(folder: Path) -> list[str]:
+    """All shards, their paths relative to `folder`, in order."""
+    return sorted(path.relative_to(folder).as_posix() for path in (folder / FOLDER).glob("*.safetensors"))
+
+
 def rows(folder: Path, but: Container[str] = ()) -> Iterator[dict[str, Any]]:
     """The rows of all shards, but those of files named in `but`, with "file" and "row", where the
     result lies, and "written", when, in nanoseconds.
 
     A shard that cannot be read is passed over, with a warning: its images are run again.
     """
-    for path in sorted((folder / FOLDER).glob("*.safetensors")):
-        file = path.relative_to(folder).as_posix()
+    for file in files(folder):
         if file in but:
             continue
+        path = folder / file
         try:
             written = path.stat().st_mtime_ns
             with safetensors.safe_open(path, "pt") as opened:
