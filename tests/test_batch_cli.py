@@ -121,7 +121,7 @@ def test_signals_end_it_cleanly(name, tmp_path):
     code, out, log = finish(process)
     assert code == 130, log
     done = len(batch.open(tmp_path / "out"))
-    assert f"{done} of 31 images are done; the same command goes on from there" in log
+    assert f"{done} of 45 images are done; the same command goes on from there" in log
     assert out == ""
     assert not list((tmp_path / "out" / "shards").glob(".*"))
     assert list((tmp_path / "out").glob("index.*"))

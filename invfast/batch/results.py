@@ -16,10 +16,7 @@ from invfast.inversion import Inversion
 class Results(Mapping[str, Inversion]):
     """The inversions in a folder of results, by name (`results["sub/a.png"]`) or id; each is read when it is asked for.
 
-    Names are those of what was done; `rows` has the failed too.
-
-    Args:
-        rows: by name, see `batch.index.COLUMNS`.
+    Names are those of what was done; `rows`, by name, has the failed too (`batch.index.COLUMNS`).
     """
 
     def __init__(self, folder: Path) -> None:

@@ -25,13 +25,10 @@ THREADS = 8
 
 
 class Runner(Protocol):
-    """Where workers run.
-
-    Args:
-        share: of a device's memory that one worker has.
-    """
+    """Where workers run."""
 
     share: float
+    """Of a device's memory that one worker has."""
 
     def __call__(self, worker: Worker, chunks: Sequence[Chunk]) -> Iterator[list[Row]]:
         """The rows of each chunk as it is done, in any order."""
@@ -50,7 +47,6 @@ class Progress:
         errors: of the failed, before and in this run, by name.
         index: the file of the index, once it is written.
         began: `time.monotonic()` when the first chunk was begun.
-        seconds: of the chunks so far.
     """
 
     images: int = 0
@@ -74,6 +70,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
+        """Since the first chunk was begun."""
         return 0.0 if self.began is None else time.monotonic() - self.began
 
 

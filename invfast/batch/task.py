@@ -29,13 +29,10 @@ class Result:
 
 
 class Task(Protocol):
-    """A frozen dataclass of plain settings, so that it travels to other processes.
-
-    Args:
-        size: side that images are resized to, None for their own.
-    """
+    """A frozen dataclass of plain settings, so that it travels to other processes."""
 
     size: int | None
+    """Side that images are resized to, None for their own."""
 
     def configuration(self) -> dict[str, Any]:
         """Plain values: all that a result depends on beside the image and its prompt. Ids are made of it."""
