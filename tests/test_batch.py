@@ -311,6 +311,15 @@ def test_tables(ending, tmp_path):
         assert found["in/sub/0000.jpg"]["prompt"] == ("" if ending == "csv" else "a bird")
 
 
+def test_prompts_of_other_images(tmp_path, caplog):
+    fill(tmp_path / "in", 2, bad=False)
+    with pytest.raises(ValueError, match=r"1 of 1 prompts name no image, 'in/0000\.png' is one; images are named as"):
+        run(tmp_path / "in", tmp_path / "out", prompts={"in/0000.png": "a cat"})
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "in", tmp_path / "out", prompts={"0000.png": "a cat", "other.png": "a dog"}).done == 2
+    assert "1 of 2 prompts name no image, 'other.png' is one" in caplog.text
+
+
 def test_captions(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"file_name": "./sub/a.png", "text": "a cat"}\n')
     assert source.captions(tmp_path / "a.jsonl") == {"sub/a.png": "a cat"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from invfast.batch.plan import Chunk, Item, Share
 from invfast.batch.source import Entry
 from invfast.batch.task import Task
 from invfast.batch.worker import Worker, nothing, said
+
+logger = logging.getLogger("invfast")
 
 THREADS = 8
 """That read files for their digests: most of it is waiting."""
@@ -123,6 +126,7 @@ def run(
     folder, at = Path(output).absolute(), Progress() if progress is None else progress
     runner, stop = Local() if runner is None else runner, on_error == "stop"
     entries, at.left = source.entries(given, recursive, folder)
+    _check_names(prompts or {}, entries)
     mine = [each for each in entries if shard is None or shard.has(each.name)]
     configuration = task.configuration()
     index.begin(folder, configuration)
@@ -206,6 +210,19 @@ def _scanned(
         return Item(ident, (entry.name,), entry, prompt, own if size is None else (size, size), digest)
 
     yield from ahead(scan, asked, 4 * THREADS, THREADS)
+
+
+def _check_names(prompts: Mapping[str, str], entries: Sequence[Entry]) -> None:
+    """Prompts that name no image are told, and where none does they are for other images."""
+    names = {each.name for each in entries}
+    strange = [name for name in prompts if name not in names]
+    if not strange:
+        return
+    said = f"{len(strange)} of {len(prompts)} prompts name no image, {strange[0]!r} is one; images are named as "
+    said += repr(entries[0].name)
+    if len(strange) == len(prompts):
+        raise ValueError(said)
+    logger.warning(said)
 
 
 def _prompt(entry: Entry, prompts: Mapping[str, str], default: str) -> str:
