@@ -167,8 +167,24 @@ class Inversion:
         Raises:
             OSError: the folder does not exist or cannot be written to.
         """
+        write_atomically(Path(path), save(*self.packed()))
+
+    def packed(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """What its file holds: tensors on the CPU, and metadata."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(self).items()}
-        write_atomically(Path(path), save(tensors, stored.metadata(tensors, _plain(self))))
+        return tensors, stored.metadata(tensors, _plain(self))
+
+    @classmethod
+    @neutral()
+    def unpacked(
+        cls, tensors: dict[str, torch.Tensor], says: Mapping[str, str], name: str, device: torch.device | str = "cpu"
+    ) -> Inversion:
+        """What was `packed`, bit for bit; `name` is what errors call it.
+
+        Raises:
+            ValueError: as in `load`.
+        """
+        return stored.made(name, lambda: (tensors, says), lambda found, values: _assemble(cls, found, values, device))
 
     @classmethod
     @neutral()

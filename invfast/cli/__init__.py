@@ -11,6 +11,7 @@ import typer
 
 from invfast.cli import edits, figures, images, machine
 from invfast.cli.analyze import analyze
+from invfast.cli.batch import batch
 
 app = typer.Typer(
     help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
@@ -25,6 +26,7 @@ COMMANDS = (
     figures.interpolate,
     figures.compare,
     analyze,
+    batch,
     machine.doctor,
     machine.export,
 )
