@@ -11,6 +11,7 @@ import typer
 
 from invfast.cli import edits, figures, images, machine
 from invfast.cli.analyze import analyze
+from invfast.cli.watermark import watermark
 
 app = typer.Typer(
     help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
@@ -30,6 +31,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(watermark, name="watermark")
 app.add_typer(machine.cache, name="cache")
 
 

@@ -13,6 +13,8 @@ the channel's other coefficients.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from invfast.watermark.base import integers, scipy_stats
@@ -35,6 +37,12 @@ def rings(h: int, w: int, radius: int, inner: int = 0) -> torch.Tensor:
     # Distances are roots of sums of squares, rounded: 5 may be a little more.
     number = (at - 1e-9).ceil().clamp(min=1 if inner == 0 else 0).long() - 1 - inner
     return number.masked_fill((number < 0) | (number >= radius - inner), -1)
+
+
+def scaled(share: float, shape: tuple[int, ...], least: int) -> int:
+    """A share of the shorter side, but at least so much where that is below its half."""
+    side = min(shape[1:])
+    return max(math.ceil(share * side), min(least, (side - 1) // 2))
 
 
 def check_radius(shape: tuple[int, ...], radius: int, inner: int = 0) -> None:

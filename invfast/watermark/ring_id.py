@@ -9,7 +9,6 @@ channel is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +16,10 @@ from typing import ClassVar
 import torch
 
 from invfast.watermark.base import Key, Score, as_tensor, as_text, bits_of, integers, new_secret, random_bits
-from invfast.watermark.fourier import back, check_channel, check_radius, rings, tested, transform
+from invfast.watermark.fourier import back, check_channel, check_radius, rings, scaled, tested, transform
+
+LEAST = 7
+"""Frequencies, where they fit: see `TreeRing`."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,14 @@ class RingID(Key):
         Args:
             shape: of the latents, (C, h, w).
             message: None for random bits.
-            radius: None for 14/64 of the shorter side, rounded up.
-            inner: None for 3/64, rounded up.
+            radius: None for 14/64 of the shorter side, but at least LEAST where that fits.
+            inner: None for 3/64.
             ring_channels: None for the last.
             noise_channels: None for the first, where there are two at least.
         """
         sides = integers("shape", shape, 3, 1)
-        radius, inner = (
-            math.ceil(share / 64 * min(sides[1:])) if given is None else given
-            for share, given in ((14, radius), (3, inner))
-        )
+        radius = scaled(14 / 64, sides, LEAST) if radius is None else radius
+        inner = scaled(3 / 64, sides, 0) if inner is None else inner
         with_rings = (sides[0] - 1,) if ring_channels is None else tuple(ring_channels)
         with_noise = (0,) * (sides[0] > 1) if noise_channels is None else tuple(noise_channels)
         check_radius(sides, radius, inner)

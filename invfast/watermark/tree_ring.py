@@ -7,7 +7,6 @@ real latents have real values: a complex one would lose its imaginary part on th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,9 +14,13 @@ from typing import ClassVar
 import torch
 
 from invfast.watermark.base import Key, Score, integers, new_secret
-from invfast.watermark.fourier import back, check_channel, check_radius, rings, tested, transform
+from invfast.watermark.fourier import back, check_channel, check_radius, rings, scaled, tested, transform
 
 PATTERNS = ("ring", "rand", "zeros")
+LEAST = 6
+"""Frequencies, where they fit: a disc of 3 in latents of 16 x 16 has 29 coefficients, too few to stand out of the error
+of an inversion (docs/watermark.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class TreeRing(Key):
         Args:
             shape: of the latents, (C, h, w).
             pattern: see the class.
-            radius: None for 10/64 of the shorter side, rounded up.
+            radius: None for 10/64 of the shorter side, but at least LEAST where that fits.
             channel: None for the last.
         """
         sides = integers("shape", shape, 3, 1)
-        radius = math.ceil(10 / 64 * min(sides[1:])) if radius is None else radius
+        radius = scaled(10 / 64, sides, LEAST) if radius is None else radius
         return cls(sides, new_secret(), pattern, radius, sides[0] - 1 if channel is None else channel)
 
     def mark(self, noise: torch.Tensor) -> torch.Tensor:
