@@ -5,6 +5,7 @@ import math
 import os
 import stat
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ def key(kind, shape=(4, 16, 16), secret=A):
         count = math.prod(shape) // math.prod(copies)
         return GaussianShading(shape, secret, f"{int(B * 32, 16):b}"[:count], copies, "07")
     if kind == "ring_id":
-        return RingID(shape, secret, "101101", 7, 1, (shape[0] - 1,), (0,))
+        message = "101101" if secret == A else "010110"  # rings alone are no secret
+        return RingID(shape, secret, message, 7, 1, (shape[0] - 1,), (0,))
     return TreeRing(shape, secret, kind, 6, shape[0] - 1)
 
 
@@ -83,15 +85,16 @@ def test_the_papers_variance_would_make_it_less_so():
     assert len({one.p_value for one in score(gaussian((50, 4, 16, 16), 5), own)}) == 50
 
 
-@pytest.mark.parametrize("shape", [(4, 16, 16), (16, 64, 64)])
+@pytest.mark.parametrize("shape", [(4, 16, 16), (16, 32, 32)])
 def test_gaussian_shading_is_normal(shape):
-    latents = key("gaussian_shading", shape).embed(40, torch.Generator().manual_seed(3))
-    found = normality(latents)
-    assert abs(found.mean) < 0.01
-    assert abs(found.std - 1) < 0.01
+    """Over keys: one key's signs are not as often + as -, as those of any one latent are not."""
+    keys = [replace(key("gaussian_shading", shape), nonce=f"{j:02x}") for j in range(24)]
+    found = normality(torch.cat([one.embed(1, torch.Generator().manual_seed(j)) for j, one in enumerate(keys)]))
+    assert abs(found.mean) < 0.02
+    assert abs(found.std - 1) < 0.02
     assert abs(found.kurtosis - 3) < 0.1
-    assert found.ks_rejected <= 0.15
-    assert found.shapiro_rejected <= 0.15
+    assert found.ks_rejected <= 4 / 24
+    assert found.shapiro_rejected <= 4 / 24
 
 
 @pytest.mark.parametrize("kind", ["ring", "rand", "zeros", "ring_id"])
@@ -144,7 +147,6 @@ def test_rings_long_hand(kind):
 
 
 def test_gaussian_shading_long_hand():
-    own = GaussianShading((2, 6, 4), A, "01101100", (1, 3, 2), "")
     own = GaussianShading((2, 6, 6), A, "01101100", (1, 3, 3), "")
     noise = gaussian((1, 2, 6, 6), 4).double()
     marked = own.mark(noise)[0]
@@ -186,13 +188,11 @@ def test_the_binomial_threshold():
 
 
 def test_the_surest_of_many_keys():
-    keys = [RingID((4, 16, 16), A, f"{j:06b}", 7, 1, (3,), (0,)) for j in range(32)]
+    keys = [RingID((4, 16, 16), A, f"{j:06b}", 7, 1, (3,), (0,)) for j in range(18)]
     found = score(torch.cat([keys[j].embed(1, torch.Generator().manual_seed(j)) for j in (3, 17)]), keys)
     assert [(one.key, one.bits) for one in found] == [(3, "000011"), (17, "010001")]
     nothing = score(gaussian((200, 4, 16, 16), 1), keys)
-    alone = score(gaussian((200, 4, 16, 16), 1), keys[0])
     assert sum(one.p_value < 0.05 for one in nothing) <= 25
-    assert all(a.p_value >= 0 for a in alone)
 
 
 # Files
@@ -224,8 +224,8 @@ def test_a_key_is_the_same_in_every_version():
     assert key("ring").mark(latents.double())[0, 3, 0, :3].tolist() == pytest.approx(RING, abs=1e-9)
 
 
-STREAM = []
-RING = []
+STREAM = [-1, 1, -1, 1, -1, 1, 1, 1, 1, 1, -1, -1, -1, 1, 1, -1]
+RING = [-3.8256084149769634, -1.5737543119282833, 1.2475031968683044]
 
 
 def said(path, **changes):
@@ -357,38 +357,42 @@ def test_without_scipy(monkeypatch):
 
 
 def test_from_key_to_image_and_back(pipe):
-    own = key("gaussian_shading")
-    assert shape_of(pipe) == shape_of(pipe, 64, 64) == own.shape
-    latents = own.embed(2, [torch.Generator().manual_seed(j) for j in range(2)])
-    images = sample(pipe, latents, "noto peach", num_inference_steps=8, guidance_scale=1).images
-    plain = sample(pipe, gaussian((1, 4, 16, 16)), "noto peach", num_inference_steps=8, guidance_scale=1).images
-    found = detect(
-        pipe, [*images, *plain], [key("gaussian_shading", secret=B), own], method="ddim", num_inference_steps=8
-    )
-    assert [one.key for one in found.scores[:2]] == [1, 1]
-    assert all(one.p_value < 1e-4 and one.bit_accuracy > 0.8 for one in found.scores[:2])
-    assert found.scores[2].p_value > 0.01
-    assert found.scores == score(found.inversion, [key("gaussian_shading", secret=B), own])
-    (alone,) = detect(pipe, images[1], own, method="ddim", num_inference_steps=8).scores
-    assert alone.bits == found.scores[1].bits
-    twice = images[1].resize((128, 96), Image.Resampling.BICUBIC)  # resized to what the key is for
-    assert detect(pipe, twice, own, method="ddim", num_inference_steps=4).inversion.latents.shape[1:] == own.shape
+    own, other = key("gaussian_shading"), key("gaussian_shading", secret=B)
+    latents = torch.cat([own.embed(1, torch.Generator().manual_seed(3)), gaussian((1, 4, 16, 16))])
+    images = sample(pipe, latents, "noto peach", num_inference_steps=6, guidance_scale=1).images
+    found = detect(pipe, images, [other, own], method="ddim", num_inference_steps=6)
+    marked, plain = found.scores
+    assert marked.key == 1
+    assert marked.p_value < 1e-4
+    assert marked.bit_accuracy > 0.8
+    assert plain.p_value > 0.01
+    assert found.scores == score(found.inversion, [other, own])
+    twice = images[0].resize((128, 96), Image.Resampling.BICUBIC)  # resized to what the key is for
+    assert detect(pipe, twice, own, method="ddim", num_inference_steps=2).inversion.latents.shape[1:] == own.shape
 
 
-@pytest.mark.parametrize("load", [demo.load_flow_pipeline, demo.load_pixel_pipeline])
-def test_other_pipelines(load):
-    pipe = load()
-    own = GaussianShading.new(shape_of(pipe), copies=(1, 4, 4))
+def test_on_a_flow():
+    pipe = demo.load_flow_pipeline()
+    assert shape_of(pipe, 64, 64) == (4, 16, 16)
+    own, how = key("gaussian_shading"), {"num_inference_steps": 8}
     latents = own.embed(1, torch.Generator().manual_seed(0))
-    images = sample(pipe, latents, num_inference_steps=4, guidance_scale=1).images
-    (found,) = detect(pipe, images, own, method="ddim", num_inference_steps=4).scores
+    images = sample(pipe, latents, "noto peach", guidance_scale=1, **how).images
+    (found,) = detect(pipe, images, own, "noto peach", method="ddim", **how).scores
+    assert found.p_value < 1e-4
+
+
+def test_in_pixel_space():
+    pipe = demo.load_pixel_pipeline()
+    own = key("gaussian_shading", shape_of(pipe))
+    assert own.shape == (3, 32, 32)
+    with pytest.warns(UserWarning, match="samples by DDPMScheduler"):
+        images = sample(pipe, own.embed(1, torch.Generator().manual_seed(0)), num_inference_steps=4, guidance_scale=1)
+    (found,) = detect(pipe, images.images, own, method="ddim", num_inference_steps=4).scores
     assert found.p_value < 1e-6
 
 
 def test_shapes_of_pipelines(pipe):
     assert shape_of(pipe, 128, 96) == (4, 32, 24)
-    assert shape_of(demo.load_pixel_pipeline()) == (3, 32, 32)
-    assert shape_of(demo.load_flow_pipeline(), 64, 64) == (4, 16, 16)
     with pytest.raises(ValueError, match="height must be a positive multiple of 4, got 66"):
         shape_of(pipe, 66)
     with pytest.raises(TypeError):
@@ -399,7 +403,7 @@ def test_an_inversion_that_was_interrupted(tiny):
     def stop(pipe, step, t, tensors):
         pipe._interrupt = True
 
-    inversion = invert(tiny, gaussian((1, 4, 16, 16)), num_inference_steps=4, callback_on_step_end=stop)
+    inversion = invert(tiny, gaussian((1, 4, 16, 16)), method="ddim", num_inference_steps=4, callback_on_step_end=stop)
     with pytest.raises(ValueError, match="interrupted at node 1 of 4"):
         score(inversion, key("ring"))
 
