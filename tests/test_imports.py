@@ -93,12 +93,16 @@ ALLOWED = {
         "rows",
         "schedule",
     },
+    "watermark": {
+        *("adapters", "ambient", "analysis", "api", "arguments", "files", "grids", "inversion", "methods", "plain"),
+        "reconstruction",
+    },
     "compare": {"api", "adapters", "figures", "images", "methods", "metrics", "tables"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
     "cli": {
         *("", "analysis", "compare", "demo", "doctor", "editing", "figures", "files", "images", "inversion"),
-        *("methods", "runtimes", "tables"),
+        *("methods", "runtimes", "tables", "watermark"),
     },
     "reference": set(),
 }
