@@ -91,7 +91,7 @@ class Key(ABC):
             (n, C, h, w) float32 on the CPU.
 
         Raises:
-            TypeError, ValueError: n is no positive integer, or the generators are not n.
+            TypeError, ValueError: n is no positive integer, or the generators are none, or not n.
         """
         if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
             raise ValueError(f"n must be a positive integer, how many latents, got {n!r}")
@@ -146,6 +146,17 @@ def integers(name: str, value: Any, count: int, least: int) -> tuple[int, ...]:
     if len(given) != count or not fine:
         raise ValueError(f"{name} must be {count} integers of at least {least}, got {value!r}")
     return tuple(int(each) for each in given)
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """An integer of at least `least`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return int(value)
 
 
 def bits_of(name: str, text: Any, count: int) -> str:

@@ -17,7 +17,10 @@ import math
 
 import torch
 
-from invfast.watermark.base import integers, scipy_stats
+from invfast.watermark.base import integer, scipy_stats
+
+FLAT = 1e-20
+"""Power of the other coefficients, beside the distance to the key, that is rounding: such latents are no noise."""
 
 
 def radii(h: int, w: int) -> torch.Tensor:
@@ -48,8 +51,8 @@ def scaled(share: float, shape: tuple[int, ...], least: int) -> int:
 def check_radius(shape: tuple[int, ...], radius: int, inner: int = 0) -> None:
     """Raises ValueError where the rings do not fit: then a coefficient's conjugate would be outside."""
     side = min(shape[1:])
-    integers("radius", (radius,), 1, 1)
-    integers("inner radius", (inner,), 1, 0)
+    integer("radius", radius, 1)
+    integer("inner", inner, 0)
     if not inner < radius < side / 2:
         raise ValueError(
             f"radius must lie above {inner}, the inner radius, and below {side / 2:g}, half the shorter side of "
@@ -59,8 +62,7 @@ def check_radius(shape: tuple[int, ...], radius: int, inner: int = 0) -> None:
 
 def check_channel(shape: tuple[int, ...], channel: int) -> None:
     """Raises ValueError where latents have no such channel."""
-    integers("channel", (channel,), 1, 0)
-    if channel >= shape[0]:
+    if integer("channel", channel, 0) >= shape[0]:
         raise ValueError(f"latents {shape} have channels 0 to {shape[0] - 1}, got {channel}")
 
 
@@ -87,8 +89,8 @@ def tested(found: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> tuple[
     """
     y, k = found[:, mask], key[mask]
     away = (y - k).abs()
-    # Latents of one value have no power out there; they are as far from noise as can be.
-    s2 = found[:, ~mask].abs().square().mean(1).clamp(min=torch.finfo(torch.float64).tiny)
+    s2 = found[:, ~mask].abs().square().mean(1)
     eta, power = away.square().sum(1) / s2, k.abs().square().sum() / s2
-    p = scipy_stats().ncx2.cdf(eta.numpy(), int(mask.sum()), power.numpy())
-    return away.mean(1), torch.as_tensor(p, dtype=torch.float64).nan_to_num(1.0).clamp(0, 1)
+    p = torch.as_tensor(scipy_stats().ncx2.cdf(eta.numpy(), int(mask.sum()), power.numpy()), dtype=torch.float64)
+    flat = s2 <= FLAT * away.square().mean(1)
+    return away.mean(1), p.nan_to_num(1.0).clamp(0, 1).masked_fill(flat, 1.0)

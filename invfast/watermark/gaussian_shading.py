@@ -26,6 +26,7 @@ from invfast.watermark.base import (
     as_tensor,
     as_text,
     bits_of,
+    integer,
     integers,
     new_secret,
     random_bits,
@@ -110,8 +111,7 @@ class GaussianShading(Key):
         """
         if not isinstance(fpr, Real) or not 0 < fpr < 1:
             raise ValueError(f"fpr must lie between 0 and 1, got {fpr!r}")
-        (keys,) = integers("keys", (keys,), 1, 1)
-        k, each = len(self.message), -math.expm1(math.log1p(-fpr) / keys)
+        k, each = len(self.message), -math.expm1(math.log1p(-fpr) / integer("keys", keys, 1))
         least = int(scipy_stats().binom.isf(each, k, 0.5)) + 1
         if least > k:
             raise ValueError(f"{k} bits cannot tell {keys} keys at a false positive rate of {fpr}: take fewer copies")

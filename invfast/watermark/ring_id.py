@@ -47,10 +47,11 @@ class RingID(Key):
         check_radius(self.shape, self.radius, self.inner)
         for name in ("ring_channels", "noise_channels"):
             given = getattr(self, name)
-            channels = integers(name, given, len(given) if isinstance(given, Sequence) else 1, 0)
-            object.__setattr__(self, name, channels)
-            for channel in channels:
+            if not isinstance(given, Sequence) or isinstance(given, str):
+                raise ValueError(f"{name} must be a list of channels, got {given!r}")
+            for channel in given:
                 check_channel(self.shape, channel)
+            object.__setattr__(self, name, tuple(int(channel) for channel in given))
         every = (*self.ring_channels, *self.noise_channels)
         if not self.ring_channels or len(set(every)) < len(every):
             raise ValueError(
