@@ -11,7 +11,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 
-.PHONY: demo test test-slow bench bench-gpu accuracy accuracy-quick kernels model model-eval docs lint setup clean
+.PHONY: demo test test-slow bench bench-gpu accuracy accuracy-quick watermark kernels model model-eval docs lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.eval
@@ -39,6 +39,10 @@ accuracy: $(VENV)/.eval $(VENV)/.train
 # At most 5 minutes, from the bundled images alone.
 accuracy-quick: $(VENV)/.eval $(VENV)/.train
 	$(BIN)/python -m benchmarks.accuracy --quick
+
+# Which inversion finds watermarks, some 20 minutes on one core; goes on where it was stopped.
+watermark: $(VENV)/.bench $(VENV)/.test
+	$(BIN)/python -m benchmarks.watermark
 
 # The Triton kernels under the interpreter, then every kernel compiled for its targets, its row in docs/kernels.md.
 kernels: $(VENV)/.test

@@ -295,6 +295,7 @@ def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, 
     [
         *([], ["invert"], ["reconstruct"], ["edit"], ["interpolate"], ["compare"], ["analyze"]),
         *(["doctor"], ["export"], ["cache", "ls"], ["cache", "rm"]),
+        *(["watermark", "key"], ["watermark", "embed"], ["watermark", "detect"]),
     ],
 )
 def test_help_teaches(command):

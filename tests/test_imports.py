@@ -95,12 +95,16 @@ ALLOWED = {
     },
     "loading": {"demo", "digests"},
     "batch": {"api", "files", "images", "inversion", "loading", "methods", "plain"},
+    "watermark": {
+        *("adapters", "ambient", "analysis", "api", "arguments", "files", "grids", "inversion", "methods", "plain"),
+        "reconstruction",
+    },
     "compare": {"api", "adapters", "figures", "images", "methods", "metrics", "tables"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
     "cli": {
         *("", "analysis", "batch", "compare", "demo", "doctor", "editing", "figures", "files", "images", "inversion"),
-        *("loading", "methods", "runtimes", "tables"),
+        *("loading", "methods", "runtimes", "tables", "watermark"),
     },
     "reference": set(),
 }

@@ -12,6 +12,7 @@ import typer
 from invfast.cli import edits, figures, images, machine
 from invfast.cli.analyze import analyze
 from invfast.cli.batch import batch
+from invfast.cli.watermark import watermark
 
 app = typer.Typer(
     help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
@@ -32,6 +33,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(watermark, name="watermark")
 app.add_typer(machine.cache, name="cache")
 
 
