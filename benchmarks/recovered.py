@@ -1,10 +1,10 @@
 """How much of the noise a generated picture gives back: python -m benchmarks.recovered. Rows: results/recovered.jsonl.
 
 The bundled pipeline samples pictures from known noise, by DDIM and by DPM-Solver++(2M); they are decoded, and kept as
-floats or rounded to the 8 bits of a PNG. From a picture alone, its prompt known, the noise is looked for: latents by the
-encoder, by decoder inversion or, where both are left out, the sampled ones themselves; then an inversion. The figure
-is the error of the noise, 20 log10 ||d|| / ||noise|| in dB, the median over the pictures: 0 dB is nothing found.
-Guidance 1, 20 steps, float32, eager. DDIM and auto run on their own grid and, "same grid", on the sampler's.
+floats or rounded to the 8 bits of a PNG. From a picture and its prompt the noise is looked for: latents by the encoder
+or by decoder inversion (or the sampled ones themselves are given), then an inversion. The figure is the error of the
+noise, 20 log10 ||d|| / ||noise|| in dB, the median over the pictures: 0 dB is nothing found. Guidance 1, 20 steps,
+float32, eager. DDIM and auto run on their own grid and, "same grid", on the sampler's.
 """
 
 from __future__ import annotations
