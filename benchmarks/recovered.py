@@ -4,7 +4,7 @@ The bundled pipeline samples pictures from known noise, by DDIM and by DPM-Solve
 floats or rounded to the 8 bits of a PNG. From a picture and its prompt the noise is looked for: latents by the encoder
 or by decoder inversion (or the sampled ones themselves are given), then an inversion. The figure is the error of the
 noise, 20 log10 ||d|| / ||noise|| in dB, the median over the pictures: 0 dB is nothing found. Guidance 1, 20 steps,
-float32, eager. DDIM and auto run on their own grid and, "same grid", on the sampler's.
+float32, eager. DDIM runs on its own grid, as one inverts today, and "same grid" is the sampler's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ SOLVER = DPMSolverMultistepScheduler.__name__
 SAMPLERS = {
     "DDIM": (DDIMScheduler, {}),
     "DPM-Solver++(2M), Karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    "DPM-Solver++(2M), to sigma_min": (DPMSolverMultistepScheduler, {"final_sigmas_type": "sigma_min"}),
     "DPM-Solver++(2M), default": (DPMSolverMultistepScheduler, {}),
 }
 """Each a scheduler made of the bundled pipeline's config; diffusers' default ends on a step to sigma = 0."""
@@ -53,9 +52,10 @@ def given(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[str, torch.Tensor,
 
 def inversions(sampler: str, scheduler: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Methods by what a row calls them."""
-    for name in ("ddim", "auto"):
-        yield name, name, {}
-    if sampler != "DDIM":
+    yield "ddim", "ddim", {}
+    if sampler == "DDIM":
+        yield "auto", "auto", {}
+    else:
         same = Schedule.from_scheduler(scheduler, STEPS, sampler=SOLVER)
         for name in ("ddim", "auto"):
             yield f"{name}, same grid", name, {"schedule": same}

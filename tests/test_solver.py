@@ -186,7 +186,7 @@ def captured_predictor():
 def test_the_grid_is_the_pipelines_own_and_is_not_warned_of():
     grids._told.clear()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         pipe = stable_diffusion(scheduler(steps_offset=1, **CONFIGS["karras"]))
         x = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
         found = invert(pipe, x, method="dpm_solver", num_inference_steps=6, dtype="float64")
