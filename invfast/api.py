@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from invfast import adapters, arguments, grids, methods, provenance, run
-from invfast.adapters import Adapter, Prompts
+from invfast.adapters import Adapter, DecoderInversion, Prompts, decoder_inversion
 from invfast.ambient import neutral
 from invfast.arguments import Text
 from invfast.following import check_match, following, said, untold
@@ -39,6 +40,7 @@ def invert(
     negative_prompt_embeds: torch.Tensor | None = None,
     height: int | None = None,
     width: int | None = None,
+    encode: str | DecoderInversion = "encoder",
     generator: torch.Generator | list[torch.Generator] | None = None,
     runtime: str = "auto",
     dtype: torch.dtype | str | None = None,
@@ -79,6 +81,8 @@ def invert(
             repeated to the longer, so one length must be a multiple of the other; under a mask any will do.
         height: resize to this, a multiple of the VAE's factor; by default the images' own, rounded down.
         width: likewise.
+        encode: how images become latents: "encoder", or "decoder" to look for what the pipeline's own decoder made
+            them of, for generated images (`DecoderInversion` has its settings). Not of latents, nor in pixel space.
         generator: for methods that draw noise; a list has one an image.
         runtime: where the network runs; "auto" or a name, see `runtimes.RUNTIMES`.
         dtype: the network's, a torch dtype or its name. None keeps the pipeline's, but on a CPU float32 for float16,
@@ -118,7 +122,7 @@ def invert(
         OSError: a runtime asked for by name must export the network, and the cache cannot be used; names INVFAST_CACHE.
         FloatingPointError: latents became non-finite; names step, t, image and dtype.
     """
-    chosen = methods.resolve(method)
+    chosen, how = methods.resolve(method), decoder_inversion.chosen(encode)
     arguments.check_options(guidance_scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     arguments.check_generator(generator)
     opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
@@ -128,9 +132,13 @@ def invert(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
             "invert at 1.0 and raise the guidance when you edit"
         )
-    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas)
+    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas, chosen.own_sampler)
+    if how:
+        decoder_inversion.check(model, image)
     with model.session():
-        x = _x_0(model, image, height, width)
+        x, closeness = _x_0(model, image, height, width), None
+        if how:
+            x, closeness = decoder_inversion.refined(model, x, how)
         grid = grid_of(x.shape)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         more = model.check(len(x), conditions)
@@ -142,6 +150,8 @@ def invert(
         record = provenance.record(model, grid, chosen, second[1] if second else condition)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
         found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, chosen, cuda_graph)
+        stats = replace(stats, decoder_residual=closeness)
+        record |= {"encode": repr(how)} if how else {}
         record["quantised"] = model.denoiser.quantised
         node = stepper.steps.start + found.steps_taken
         kept = {name: found.state[name] for name in stepper.keep if name in found.state}

@@ -41,6 +41,8 @@ class Stats:
         precomputed: parts of the network that were computed once, before the loop.
         reached: of each image whether every step taken ended below the tolerance that the method was given, or that its
             target asks for; `residual` says how far off it was. None where there is no tolerance, or a budget decides.
+        decoder_residual: of each image |E(D(z)) - E(x)| / |E(x)|, how nearly the decoder was inverted; None where
+            images were encoded.
     """
 
     evaluations: tuple[int, ...]
@@ -55,6 +57,7 @@ class Stats:
     reason: str = ""
     precomputed: tuple[str, ...] = ()
     reached: tuple[bool, ...] | None = None
+    decoder_residual: tuple[float, ...] | None = None
 
     __eq__ = plain.same_fields
 

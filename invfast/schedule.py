@@ -3,7 +3,7 @@
 Node 0 is the data end and node N the noise end. Step i joins node i (its source) and node i + 1 (its target), and the
 network is always asked at the target's time, as in diffusers' DDIMInverseScheduler and in every method built here.
 Levels preserve variance, alpha^2 + sigma^2 = 1, but those of a rectified flow, alpha + sigma = 1. Where they come from:
-betas.py, flows.py.
+betas.py, flows.py, multistep.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from invfast import betas, flows
+from invfast import betas, flows, multistep
 from invfast.ambient import neutral
 from invfast.betas import ROUNDING
 
@@ -154,6 +154,7 @@ class Schedule:
         sigmas: Sequence[float] | None = None,
         compat: str | None = None,
         mu: float | None = None,
+        sampler: str | None = None,
     ) -> Schedule:
         """The DDIM grid of a diffusers scheduler, or Euler's of one of rectified flow; it is read, never changed.
 
@@ -170,6 +171,7 @@ class Schedule:
             sigmas: of a flow explicit levels in (0, 1], monotonic, which the scheduler shifts like its own.
             compat: None or "diffusers", see the class; a flow's grid is the same either way.
             mu: of a flow whose shift depends on the image's size, what its pipeline makes of that.
+            sampler: None, or "DPMSolverMultistepScheduler" for that one's grid, whatever this one's class.
 
         Raises:
             TypeError: `num_inference_steps` or a timestep is no integer, or sigmas are no numbers.
@@ -179,14 +181,23 @@ class Schedule:
         """
         if compat not in COMPATS:
             raise ValueError(f"unknown compat {compat!r}; expected None or 'diffusers'")
+        if sampler not in (None, multistep.NAME):
+            raise ValueError(f"unknown sampler {sampler!r}; expected None or {multistep.NAME!r}")
         if flows.is_flow(scheduler):
+            if sampler:
+                multistep.check_flow(scheduler, len(sigmas) if sigmas is not None else num_inference_steps)
             return cls._of_flow(scheduler, num_inference_steps, timesteps, sigmas, mu)
         if sigmas is not None:
             raise ValueError(
                 f"sigmas are for schedulers of rectified flow, got {type(scheduler).__name__}; pass timesteps"
             )
-        t, alpha, source, origin = betas.nodes(scheduler, num_inference_steps, timesteps, compat)
         kind = scheduler.config.get("prediction_type", "epsilon")
+        if sampler:
+            if compat:
+                raise ValueError(f"compat='diffusers' is for DDIM's grid; leave it out with sampler={sampler!r}")
+            t, alpha, origin = multistep.nodes(scheduler, num_inference_steps, timesteps)
+            return cls(t, alpha, kind, origin=origin)
+        t, alpha, source, origin = betas.nodes(scheduler, num_inference_steps, timesteps, compat)
         return cls(t, alpha, kind, source if compat else None, compat, origin)
 
     @classmethod

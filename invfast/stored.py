@@ -154,6 +154,9 @@ def _check_records(inversion: Inversion) -> None:
             raise ValueError(f"{name} has {len(each)} texts for {len(x)} images")
     if len(inversion.stats.evaluations) != len(x):
         raise ValueError(f"evaluations has {len(inversion.stats.evaluations)} entries for {len(x)} images")
+    found = inversion.stats.decoder_residual
+    if found is not None and len(found) != len(x):
+        raise ValueError(f"decoder_residual has {len(found)} entries for {len(x)} images")
     for name, kind in PER_IMAGE.items():
         each = inversion.conditions.get(name)
         if each is not None and not (plain.fits(each, kind) and len(each) == len(x)):

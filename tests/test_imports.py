@@ -11,7 +11,8 @@ ROOT = Path(invfast.__file__).parent
 
 # Part of the package -> parts it may import. "" is the package itself, that is, its public names.
 ALLOWED = {
-    "schedule": {"ambient", "betas", "flows"},
+    "schedule": {"ambient", "betas", "flows", "multistep"},
+    "multistep": {"ambient", "flows"},
     "betas": set(),
     "flows": {"ambient"},
     "images": set(),
@@ -21,7 +22,7 @@ ALLOWED = {
     "metrics": set(),
     "arguments": set(),
     "plain": set(),
-    "rows": {"schedule"},
+    "rows": {"multistep", "schedule"},
     "locks": set(),
     "ops": {"kernels", "locks"},
     "methods": {"schedule", "rows", "ops", "plain", "counts"},

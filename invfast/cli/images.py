@@ -44,6 +44,9 @@ def invert(
     prompt: Prompts = ("",),
     guidance: Guidance = 1.0,
     size: Size = None,
+    encode: Annotated[
+        str, typer.Option(help="How images become latents: encoder, or decoder, for pictures the model made.")
+    ] = "encoder",
     batch: Annotated[int, typer.Option(min=1, help="Images run at once, as far as they share a size.")] = 1,
     dtype: Dtype = None,
     seed: Seed = 23530,
@@ -80,6 +83,7 @@ def invert(
                 guidance_scale=guidance,
                 height=size,
                 width=size,
+                encode=encode,
                 dtype=dtype,
                 generator=[torch.Generator().manual_seed(seed) for _ in images[run]],
                 runtime=runtime,

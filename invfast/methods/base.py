@@ -201,6 +201,8 @@ class Method:
 
     guidance_scale: float | None = None
     """What the way back is meant to run at, above 1; None for methods to which guidance is a matter of the caller's."""
+    own_sampler: str | None = None
+    """The scheduler of diffusers whose grid it runs on and whose steps its way back takes; None: DDIM's or Euler's."""
     flow_only: bool = False
     """Whether it is for rectified flow alone."""
     differentiates: bool = False

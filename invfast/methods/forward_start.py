@@ -45,6 +45,10 @@ class ForwardStart(Method):
     def guidance_scale(self) -> float | None:
         return self.method.guidance_scale
 
+    @property
+    def own_sampler(self) -> str | None:
+        return self.method.own_sampler
+
     def inverter(self, problem: Problem, start: int = 0) -> _Jumped:
         if start:
             raise ValueError("ForwardStart begins at the data and cannot stand inside another ForwardStart")

@@ -22,6 +22,7 @@ from invfast.rows.base import (
 )
 from invfast.rows.flow import along, beyond, pulled_down, pulled_up
 from invfast.rows.reversible import bdia, edict, obelm
+from invfast.rows.solver import clean, multistep, multistep_up
 
 __all__ = [
     "VELOCITY_BELOW",
@@ -29,6 +30,7 @@ __all__ = [
     "bdia",
     "beyond",
     "blend_before",
+    "clean",
     "damp",
     "diffuse",
     "down",
@@ -38,6 +40,8 @@ __all__ = [
     "guided",
     "jump",
     "moved",
+    "multistep",
+    "multistep_up",
     "noise",
     "noise_maps",
     "obelm",

@@ -117,7 +117,7 @@ def forecast(schedule: Schedule, order: int, start: int = 0) -> torch.Tensor:
     for length in range(1, order + 1):
         i = steps[steps - start == length] if length < order else steps[steps - start >= order]
         known = level[i.unsqueeze(-1) - torch.arange(length)]
-        table[i, 0, 1 : 1 + length] = q[i].unsqueeze(-1) * _extrapolation(known, level[i + 1])
+        table[i, 0, 1 : 1 + length] = q[i].unsqueeze(-1) * extrapolation(known, level[i + 1])
     return table
 
 
@@ -211,7 +211,7 @@ def as_table(columns: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.stack(columns, -1).unsqueeze(1)
 
 
-def _extrapolation(known: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def extrapolation(known: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """(n, k) Lagrange weights at `wanted` (n,) for values at `known` (n, k), latest first."""
     columns = []
     for j, own in enumerate(known.unbind(-1)):
