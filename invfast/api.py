@@ -134,7 +134,7 @@ def invert(
         )
     grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas, chosen.own_sampler)
     if how:
-        decoder_inversion.check(model, image)
+        decoder_inversion.check(model, image.init_latents if isinstance(image, Inversion) else image)
     with model.session():
         x, closeness = _x_0(model, image, height, width), None
         if how:

@@ -14,7 +14,6 @@ from scipy import stats
 
 from benchmarks.watermark import measure
 from benchmarks.watermark import report as pages
-from benchmarks.watermark.cases import CASES, SCHEMES
 from invfast import demo, invert
 from invfast.analysis import gaussian, normality
 from invfast.reference import watermark as reference
