@@ -99,8 +99,55 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(plain.same(a[name], b[name]) for name in a)
 
 
-def start(*args, cwd, code=CODE) -> subprocess.Popen:
+def start(*args, cwd, code=CODE, stdin=None) -> subprocess.Popen:
     command = [sys.executable, "-c", code, *map(str, args)]
     env = {**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "1000"}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), env.get("PYTHONPATH", "")])
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    log = None if stdin else pipe  # of what goes on, a full pipe would stop it
+    return subprocess.Popen(command, cwd=cwd, env=env, stdin=stdin, stdout=pipe, stderr=log, text=True)
+
+
+FORK = """
+import json, os, sys
+import diffusers, torch, transformers
+from invfast import api, batch, demo
+from invfast.cli import main
+demo.load_pipeline()
+print("ready", flush=True)
+for line in sys.stdin:
+    args, out, log = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        for name, number in ((os.devnull, 0), (out, 1), (log, 2)):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = ["invfast", *args]
+        main()
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Forks:
+    """Commands as processes of their own, one after the other, forked where all is imported: real kills, cheaply."""
+
+    def __init__(self, cwd: Path) -> None:
+        self.cwd, self.out, self.log = cwd, cwd / "stdout", cwd / "stderr"
+        self.server = start(cwd=cwd, code=FORK, stdin=subprocess.PIPE)
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        return self.server.stdout.readline().strip()
+
+    def start(self, *args) -> int:
+        self.server.stdin.write(json.dumps([list(map(str, args)), str(self.out), str(self.log)]) + "\n")
+        self.server.stdin.flush()
+        return int(self._line())
+
+    def finish(self) -> tuple[int, str, str]:
+        return int(self._line()), self.out.read_text(), self.log.read_text()
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,7 +114,7 @@ def batch(
     announce(model)
     at = engines.Progress()
     try:
-        with _shown(at) as check:
+        with _shown(at) as check, redirect_stdout(sys.stderr):  # Ray prints where it likes
             engines.run(
                 source,
                 output,
