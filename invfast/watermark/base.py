@@ -95,9 +95,7 @@ class Key(ABC):
         """
         arguments.check_generator(generator)
         shape = (integer("n", n, 1), *self.shape)
-        noise = randn_tensor(
-            (int(n), *self.shape), generator=generator, device=torch.device("cpu"), dtype=torch.float64
-        )
+        noise = randn_tensor(shape, generator=generator, device=torch.device("cpu"), dtype=torch.float64)
         return self.mark(noise).float()
 
     def checked(self, latents: Any) -> torch.Tensor:
