@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from invfast import demo
+from invfast.digests import tensor_digest
+from invfast.figures import encode
+from invfast.files import write_atomically
+from invfast.images import load as load_image
 from invfast.watermark import GaussianShading, Key, RingID, TreeRing, sample, shape_of
 from invfast.watermark.attacks import ATTACKS
 
+FOLDER = Path(__file__).parents[2] / "out" / "watermark"
 STEPS = 20
 """Of sampling and of inversion."""
 KEYS = 8
@@ -129,7 +135,18 @@ def make(case: Case, pipe: Any, scheme: str | None, runtime: str) -> Images:
     prompts = [known[j % len(known)] for j in range(count)]
     pictures: list[Image.Image] = []
     for start in range(0, count, 8):
-        part = slice(start, start + 8)
+        part = slice(start, min(start + 8, count))
         how = {"num_inference_steps": STEPS, "guidance_scale": case.guidance, "runtime": runtime}
-        pictures += sample(pipe, noise[part], prompts[part], **how).images
+        pictures += kept(noise[part], prompts[part], pipe, how)
     return Images(noise, prompts, pictures)
+
+
+def kept(noise: torch.Tensor, prompts: list[str], pipe: Any, how: dict[str, Any]) -> list[Image.Image]:
+    """Images of latents, from out/watermark where an earlier run left them."""
+    digest = hashlib.sha256(f"{tensor_digest(noise)}|{prompts}|{type(pipe).__name__}|{how}".encode()).hexdigest()
+    files = [FOLDER / f"{digest[:16]}-{j}.png" for j in range(len(noise))]
+    if not all(file.exists() for file in files):
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        for file, image in zip(files, sample(pipe, noise, prompts, **how).images, strict=True):
+            write_atomically(file, encode(image, ".png"))
+    return [load_image(file) for file in files]

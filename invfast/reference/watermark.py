@@ -38,10 +38,11 @@ def ring_of(v: int, u: int, h: int, w: int) -> int:
 
 
 def statistic(x: torch.Tensor, key: dict[tuple[int, int], complex]) -> tuple[float, float, int, float]:
-    """(mean |y - k|, eta, degrees of freedom, lambda) of a channel (h, w) and the coefficients a key has."""
+    """(mean |y - k|, eta, degrees of freedom, lambda) of a channel (h, w) and the coefficients a key has, as Tree-Ring
+    has them.
+    """
     y = coefficients(x)
-    outside = [abs(c) ** 2 for at, c in y.items() if at not in key]
-    s2 = sum(outside) / len(outside)
+    s2 = sum(abs(y[at]) ** 2 for at in key) / len(key)
     away = [abs(y[at] - k) for at, k in key.items()]
     power = sum(abs(k) ** 2 for k in key.values())
     return sum(away) / len(away), sum(d**2 for d in away) / s2, len(key), power / s2

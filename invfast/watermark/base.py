@@ -93,12 +93,9 @@ class Key(ABC):
         Raises:
             TypeError, ValueError: n is no positive integer, or the generators are none, or not n.
         """
-        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"n must be a positive integer, how many latents, got {n!r}")
         arguments.check_generator(generator)
-        noise = randn_tensor(
-            (int(n), *self.shape), generator=generator, device=torch.device("cpu"), dtype=torch.float64
-        )
+        shape = (integer("n", n, 1), *self.shape)
+        noise = randn_tensor(shape, generator=generator, device=torch.device("cpu"), dtype=torch.float64)
         return self.mark(noise).float()
 
     def checked(self, latents: Any) -> torch.Tensor:

@@ -1,14 +1,18 @@
 """Rings of the Fourier transform: which coefficients they are, and the test of those that were found.
 
 With the unitary transform every coefficient of standard normal noise has E |y|^2 = 1. Those of real latents come in
-conjugate pairs, so a set of m coefficients that has both of each pair holds m real degrees of freedom, and with k the
-key's coefficients, conjugate likewise,
+conjugate pairs, so a set of m coefficients that has both of each pair holds m real degrees of freedom. Tree-Ring (arXiv
+2305.20030, section 3.3) tests
 
-    eta = sum |y - k|^2 / s^2
+    eta = sum |y - k|^2 / s^2,   s^2 = sum |y|^2 / m,
 
-is non-central chi-squared with m degrees and lambda = sum |k|^2 / s^2 (Tree-Ring, arXiv 2305.20030, section 3.3). The
-paper estimates s^2 from the same coefficients, and then p is not uniform without a watermark; here it is the power of
-the channel's other coefficients.
+as non-central chi-squared with m degrees and lambda = sum |k|^2 / s^2 (`paper`). But s^2 is of the same coefficients:
+
+    eta = m + lambda - 2 c sqrt(m lambda),   c = Re <y, k> / (|y| |k|),
+
+so that all it says of the key is c, whose own distribution is known: c sqrt((m - 1) / (1 - c^2)) is Student's t with
+m - 1 degrees for every y that has no preferred direction, and for a Gaussian k whatever y is. That is `tested`. A key
+of zeros has no direction; there it is the power within against that without, Fisher's F.
 """
 
 from __future__ import annotations
@@ -18,9 +22,6 @@ import math
 import torch
 
 from invfast.watermark.base import integer, scipy_stats
-
-FLAT = 1e-20
-"""Power of the other coefficients, beside the distance to the key, that is rounding: such latents are no noise."""
 
 
 def radii(h: int, w: int) -> torch.Tensor:
@@ -85,12 +86,24 @@ def tested(found: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> tuple[
         mask: (h, w) where it has some.
 
     Returns:
-        ((n,) mean |y - k|, (n,) how often latents without the key are as near), float64.
+        ((n,) mean |y - k|, (n,) how often latents without the key are as near), float64. Where nothing can be said,
+        of latents without power, p is 1.
     """
+    y, k, stats = found[:, mask], key[mask], scipy_stats()
+    m, distance = len(k), (y - k).abs().mean(1)
+    if not k.any():
+        outside = found[:, ~mask]
+        within = y.abs().square().mean(1) / outside.abs().square().mean(1)
+        p = stats.f.cdf(within.numpy(), m, outside.shape[1])
+    else:
+        c = (y * k.conj()).real.sum(1) / (y.abs().square().sum(1) * k.abs().square().sum()).sqrt()
+        p = stats.t.sf((c * ((m - 1) / (1 - c * c).clamp(min=0)).sqrt()).numpy(), m - 1)
+    return distance, torch.as_tensor(p, dtype=torch.float64).nan_to_num(1.0).clamp(0, 1)
+
+
+def paper(found: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(n,) p-values of one channel as Tree-Ring has them; see `tested`."""
     y, k = found[:, mask], key[mask]
-    away = (y - k).abs()
-    s2 = found[:, ~mask].abs().square().mean(1)
-    eta, power = away.square().sum(1) / s2, k.abs().square().sum() / s2
-    p = torch.as_tensor(scipy_stats().ncx2.cdf(eta.numpy(), int(mask.sum()), power.numpy()), dtype=torch.float64)
-    flat = s2 <= FLAT * away.square().mean(1)
-    return away.mean(1), p.nan_to_num(1.0).clamp(0, 1).masked_fill(flat, 1.0)
+    s2 = y.abs().square().mean(1)
+    eta, power = (y - k).abs().square().sum(1) / s2, k.abs().square().sum() / s2
+    return torch.as_tensor(scipy_stats().ncx2.cdf(eta.numpy(), len(k), power.numpy()), dtype=torch.float64)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from invfast.watermark.base import Key, Score, integers, new_secret
-from invfast.watermark.fourier import back, check_channel, check_radius, rings, scaled, tested, transform
+from invfast.watermark.fourier import back, check_channel, check_radius, paper, rings, scaled, tested, transform
 
 PATTERNS = ("ring", "rand", "zeros")
 LEAST = 6
@@ -72,6 +72,14 @@ class TreeRing(Key):
     def read(self, latents: torch.Tensor) -> list[Score]:
         distance, p = tested(transform(latents[:, self.channel]), *self._key())
         return [Score(self.kind, 0, -d, q) for d, q in zip(distance.tolist(), p.tolist(), strict=True)]
+
+    def paper_p(self, latents: torch.Tensor) -> torch.Tensor:
+        """(n,) the paper's own p-values of latents (n, C, h, w), non-central chi-squared.
+
+        They are cautious (without a watermark fewer than .01 are below .01) and of "zeros" always the same; `read` has
+        others for both reasons, see fourier.py.
+        """
+        return paper(transform(self.checked(latents)[:, self.channel]), *self._key())
 
     def _key(self) -> tuple[torch.Tensor, torch.Tensor]:
         """((h, w) coefficients, (h, w) where they are)."""
