@@ -18,7 +18,7 @@ from invfast.reference import ddim, noise_maps, reversible
 from invfast.stored import check_shapes
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-METHODS = [EDICT(), BDIA(), BDIA(0.9), OBELM(), NoiseMaps(), NoiseMaps(eta=0.3)]
+METHODS = [EDICT(), BDIA(), BDIA(0.9, "source"), OBELM(), OBELM("source"), NoiseMaps(), NoiseMaps(eta=0.3)]
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 
 

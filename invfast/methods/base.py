@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -12,6 +12,9 @@ from invfast import rows
 from invfast.counts import Counts
 from invfast.ops import REFERENCE, Kernels
 from invfast.schedule import Schedule, Step
+
+ENDS = ("target", "source")
+"""Which end of a step the network may be asked at."""
 
 State = dict[str, torch.Tensor]
 """What a step hands to the next, by name: always "latents" (B, C, h, w); others have that shape or (B, n, C, h, w)."""
@@ -184,6 +187,12 @@ class Wrapping(Stepper):
     def finish(self, step: Step, state: State, work: State) -> tuple[State, torch.Tensor | None]:
         new, sums = self.inner.finish(step, state, work)
         return {**new, **self.around(step, state)}, sums
+
+
+def check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Raises ValueError where a setting is none of those it may be."""
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; expected one of {tuple(known)}")
 
 
 def per_sample(flag: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -60,10 +60,16 @@ def _order(steps: int, i: int) -> list[tuple[str, str]]:
 
 
 def bdia_invert(
-    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon", *, gamma: float = 1.0
+    model: Model,
+    x: torch.Tensor,
+    grid: Grid,
+    prediction_type: str = "epsilon",
+    *,
+    gamma: float = 1.0,
+    first_t: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_T, x_{T-1})."""
-    before, x = x, _first(model, x, grid, prediction_type)
+    """(x_T, x_{T-1}); the first step asks at its target's time, or at its own, `first_t`."""
+    before, x = x, _first(model, x, grid, prediction_type, first_t)
     for (t, abar_below, abar), (_, _, abar_above) in pairwise(grid):
         _, noise = split(model(x, t), x, abar, prediction_type)
         down, up = moved_down(x, noise, abar_below, abar), noised_up(x, noise, abar, abar_above)
@@ -89,10 +95,10 @@ def bdia_sample(
 
 
 def obelm_invert(
-    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon"
+    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon", *, first_t: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_T, x_{T-1})."""
-    before, x = x, _first(model, x, grid, prediction_type)
+    """(x_T, x_{T-1}); `first_t` as of BDIA."""
+    before, x = x, _first(model, x, grid, prediction_type, first_t)
     for (t, abar_below, abar), (_, _, abar_above) in pairwise(grid):
         _, noise = split(model(x, t), x, abar, prediction_type)
         h, h_next = _ratio(abar) - _ratio(abar_below), _ratio(abar_above) - _ratio(abar)
@@ -121,8 +127,11 @@ def _ratio(abar: float) -> float:
     return math.sqrt(1 - abar) / math.sqrt(abar)
 
 
-def _first(model: Model, x: torch.Tensor, grid: Grid, prediction_type: str) -> torch.Tensor:
+def _first(model: Model, x: torch.Tensor, grid: Grid, prediction_type: str, first_t: int | None = None) -> torch.Tensor:
     """DDIM inversion's first step, which gives the two-step formulas their second latent."""
     t, abar_source, abar_target = grid[0]
-    _, noise = split(model(x, t), x, abar_target, prediction_type)
+    if first_t is None:
+        _, noise = split(model(x, t), x, abar_target, prediction_type)
+    else:
+        _, noise = split(model(x, first_t), x, abar_source, prediction_type)
     return noised_up(x, noise, abar_source, abar_target)

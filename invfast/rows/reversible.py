@@ -9,6 +9,7 @@ from invfast.rows.base import (
     Row,
     carried,
     explicit,
+    from_source,
     levels,
     require_chain,
     slope,
@@ -18,11 +19,14 @@ from invfast.rows.base import (
 from invfast.schedule import FLOW, NEGLIGIBLE, Schedule
 
 
-def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def obelm(
+    schedule: Schedule, start: int = 0, at_source: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """O-BELM: tables up (N, 2, 3), below (N, 1, 2) and down (N, 1, 3), `methods.reversible` says how they are used.
 
     With h_i the length of step i in sigma/alpha, r = h_i / h_{i-1}, and e_i the noise predicted at x_i, the two-step
-    formula for x_{i+1} is a DDIM step with the noise n_i = (1 + r) e_i - r n_{i-1}, begun by n = e in step `start`.
+    formula for x_{i+1} is a DDIM step with the noise n_i = (1 + r) e_i - r n_{i-1}, begun by n = e in step `start`,
+    asked at that step's target, or `at_source`.
     Carrying n in place of x_{i-1} is the same formula without its difference of nearly equal latents times r^2. In a
     flow h is in sigma and the velocity takes the noise's place.
     """
@@ -46,7 +50,7 @@ def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tenso
     state, output = read.roll(1, 0).unbind(-1)  # read at each step's source
     following = torch.stack([(1 + ratio) * state, -ratio, (1 + ratio) * output], -1)
     begun = slice(start, start + 1)  # none where a jump went all the way
-    following[begun, 0], following[begun, 2] = read[begun].unbind(-1)  # asked at the target
+    following[begun, 0], following[begun, 2] = slope(schedule, at_source)[begun, 0].unbind(-1)
     following[begun, 1] = 0
     ahead = q.unsqueeze(1) * following
     ahead[:, 0] += p
@@ -56,7 +60,9 @@ def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tenso
     return torch.stack([ahead, following], 1), below.unsqueeze(1), before.unsqueeze(1)
 
 
-def bdia(schedule: Schedule, gamma: float, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def bdia(
+    schedule: Schedule, gamma: float, start: int = 0, at_source: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """BDIA, gamma x_{i+1} = x_{i-1} - DOWN(x_i) + gamma UP(x_i): tables as for `obelm`, x_{i-1} is what it carries."""
     require_chain(schedule, "BDIA")
     last = schedule.num_steps - 1
@@ -64,7 +70,7 @@ def bdia(schedule: Schedule, gamma: float, start: int = 0) -> tuple[torch.Tensor
     p_down, q_down = transfer(*here, *below, schedule.prediction_type)
     p_up, q_up = transfer(*here, *above, schedule.prediction_type)
     ahead = torch.zeros(schedule.num_steps, 3, dtype=torch.float64)
-    ahead[:, [0, 2]] = explicit(up(schedule))[:, 0]  # the first step is DDIM inversion
+    ahead[:, [0, 2]] = (from_source(schedule) if at_source else explicit(up(schedule)))[:, 0]  # the first step
     two = torch.stack([p_up - p_down / gamma, torch.full_like(p_up, 1 / gamma), q_up - q_down / gamma], -1)
     ahead[start + 1 :] = two[start:]
     before = torch.zeros_like(ahead)
