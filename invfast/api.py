@@ -263,4 +263,5 @@ def reconstruct(
         found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph, check)
         latents = found.state["latents"]
         output = latents if output_type == "latent" else present(model.decode(latents), output_type)
-    return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
+    partner = found.state.get("partner")
+    return Reconstruction(images=output, latents=latents, stats=stats, partner=partner) if return_dict else (output,)

@@ -139,6 +139,7 @@ TWINS = {
     ),
     "gnri": (GNRI(3), one_by_one(renoise.invert_by_sign, iterations=3), 1e-10),
     "edict": (EDICT(), first(reversible.edict_invert), 1e-10),
+    "edict, x first": (EDICT(alternate=False), first(reversible.edict_invert, alternate=False), 1e-10),
     "bdia": (BDIA(), first(reversible.bdia_invert), 1e-10),
     "bdia .9": (BDIA(0.9), first(reversible.bdia_invert, gamma=0.9), 1e-10),
     "obelm": (OBELM(), first(reversible.obelm_invert), 1e-10),

@@ -23,24 +23,30 @@ from invfast.schedule import Step
 class EDICT(Method):
     """2 N evaluations in either direction. The partner of x_T is kept in the state.
 
+    The way back ends with x and its partner y, which are equal but under another prompt or guidance. x is the result,
+    as published; y is `Reconstruction.partner`.
+
     Args:
         p: weight of a latent itself in the mixing, in (0, 1]; 1 couples the two by their noises alone.
+        alternate: whether x and y take turns in moving first, as published; else x always does.
 
     Raises:
-        ValueError: p outside its range.
+        ValueError: a value outside its range.
     """
 
     p: float = 0.93
+    alternate: bool = True
 
     def __post_init__(self) -> None:
         _check_fraction("EDICT p", self.p)
+        check_choice("EDICT alternate", self.alternate, (True, False))
 
     def inverter(self, problem: Problem, start: int = 0) -> Coupled:
-        first, second = rows.edict(problem.schedule, self.p)[:2]
+        first, second = rows.edict(problem.schedule, self.p, self.alternate)[:2]
         return Coupled(problem, first, second, range(start, problem.schedule.num_steps), up=True)
 
     def sampler(self, problem: Problem, start: int) -> Coupled:
-        first, second = rows.edict(problem.schedule, self.p)[2:]
+        first, second = rows.edict(problem.schedule, self.p, self.alternate)[2:]
         return Coupled(problem, first, second, range(start - 1, -1, -1), up=False)
 
 
@@ -177,7 +183,8 @@ class Coupled(Stepper):
     updates. Upwards the network is asked first at the unmixed leader, which is no latent: the update before makes it as
     its second output.
 
-    "latents" is the leader of the step below, and so x itself at the noise end.
+    "latents" is the leader of the step below, and so x itself at the noise end; the last step down ends with x, too.
+    Where the two do not alternate the leader is x in all of them.
     """
 
     keep = ("partner",)

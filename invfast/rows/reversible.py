@@ -79,14 +79,16 @@ def bdia(
     return torch.stack([ahead, unit[:, 0]], 1), unit[:, 1:2, :2], before.unsqueeze(1)
 
 
-def edict(schedule: Schedule, mix: float) -> tuple[torch.Tensor, ...]:
+def edict(schedule: Schedule, mix: float, alternate: bool = True) -> tuple[torch.Tensor, ...]:
     """EDICT's two tables upwards and its two downwards, (N, 1, 3) and (N, 2, 3) each; `methods.reversible` says how.
 
-    In step i one latent of the pair leads: x where N - 1 - i is even, else y. Mixing is x first whoever leads.
+    In step i one latent of the pair leads: x where N - 1 - i is even, else y; x in all where they do not `alternate`.
+    Mixing is x first whoever leads. The last step down hands over (x, y), mixed once more for every step that was
+    dropped, which would have moved nothing but mixed.
     """
     c = _partnered(schedule)
     steps = torch.arange(schedule.num_steps)
-    x_leads = ((steps.flip(0) % 2) == 0).unsqueeze(1)
+    x_leads = ((steps.flip(0) % 2) == 0).unsqueeze(1) | torch.tensor(not alternate)
 
     def swap(a: torch.Tensor, b: torch.Tensor) -> Row:  # (leader, follower) to (x, y) and back
         return torch.where(x_leads, a, b), torch.where(x_leads, b, a)
@@ -94,19 +96,30 @@ def edict(schedule: Schedule, mix: float) -> tuple[torch.Tensor, ...]:
     unit = torch.eye(3, dtype=torch.float64)
     # Down: over (follower, leader', o(leader')), the leader already moved.
     x, y = swap(unit[1].expand_as(c), c)
-    x = mix * x + (1 - mix) * y
-    leader, follower = swap(x, mix * y + (1 - mix) * x)
-    down_second = torch.stack([follower, leader], 1)
+    x, y = _mixed(x, y, mix)
+    leader, follower = swap(x, y)
+    down_second = torch.stack([follower, leader] if alternate else [leader, follower], 1)
+    last = x[0], y[0]
+    for _ in range(schedule.dropped):
+        last = _mixed(*last, mix)
+    down_second[0] = torch.stack(last)
     # Up: the pair before it was mixed, over (follower, leader), and both moved back.
     x, y = swap(unit[1, :2].expand(len(c), 2), unit[0, :2].expand(len(c), 2))
     y = (y - (1 - mix) * x) / mix
     leader, follower = swap((x - (1 - mix) * y) / mix, y)
     p, partner, output = c.unsqueeze(-1).unbind(1)
-    up_first = torch.cat([follower - partner * leader, -output], -1) / p
+    unmixed = follower - partner * leader
+    up_first = torch.cat([unmixed if alternate else unmixed.flip(1), -output], -1) / p
     moved = torch.cat([torch.ones_like(p), -partner, -output], -1) / p
-    following = leader.roll(-1, 0)  # of the next step, in which the roles are swapped
-    asked = following[:, :1] * moved + following[:, 1:] * unit[1]
+    following = leader.roll(-1, 0)  # of the next step, in which the roles are swapped where they alternate
+    next_follower, next_leader = (moved, unit[1]) if alternate else (unit[1], moved)
+    asked = following[:, :1] * next_follower + following[:, 1:] * next_leader
     return up_first.unsqueeze(1), torch.stack([moved, asked], 1), c.unsqueeze(1), down_second
+
+
+def _mixed(x: torch.Tensor, y: torch.Tensor, mix: float) -> Row:
+    x = mix * x + (1 - mix) * y
+    return x, mix * y + (1 - mix) * x
 
 
 def _partnered(schedule: Schedule) -> torch.Tensor:
