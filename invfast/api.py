@@ -70,7 +70,8 @@ def invert(
         sigmas: explicit levels instead, of a rectified flow; the scheduler shifts them like its own.
         schedule: a grid of your own; replaces all three.
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
-            is a known failure (warned); below 1 is as 1. Of Qwen-Image it is true_cfg_scale; of FLUX.1 and latent
+            is a known failure (warned); below 1 is as 1, as in a pipeline's own call (`Direct` and `NullText` have an
+            `inverse_guidance` of their own, also below 1). Of Qwen-Image it is true_cfg_scale; of FLUX.1 and latent
             consistency models an input of the network, without a second sample.
         negative_prompt: one text or one an image, for guidance above 1.
         prompt_embeds: (1 or B, tokens, width) floats, any number of tokens, in place of the prompt. A pipeline without
@@ -135,8 +136,8 @@ def invert(
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         more = model.check(len(x), conditions)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds, more)
-        condition = model.condition(x, prompts, guidance_scale)
-        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
+        condition, scale = run.first(model, chosen, guidance_scale, prompts, x)
+        problem = run.problem(model, grid, scale, generator, len(x), kernels, condition, cuda_graph)
         second = run.second(model, chosen, problem, prompts, x, guidance_scale)
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, second[1] if second else condition)

@@ -78,7 +78,7 @@ class Problem:
 
     Args:
         schedule: the grid.
-        guidance_scale: above 1 the network answers with two outputs.
+        guidance_scale: elsewhere than at 1 the network answers with two outputs.
         device, dtype: of latents and tables; float64 for a float64 network, else float32.
         draw: (shape, seed) -> standard normal noise (B, ...), each image's from a generator of its own; takes the
             method's own seed.
@@ -100,7 +100,7 @@ class Problem:
 
     def place_guided(self, table: torch.Tensor) -> torch.Tensor:
         """A table whose last input is the network's output, guidance folded in, on the device."""
-        return self.place(rows.guided(table, self.guidance_scale) if self.guidance_scale > 1 else table)
+        return self.place(rows.guided(table, self.guidance_scale) if self.guidance_scale != 1 else table)
 
 
 class Stepper:
@@ -210,6 +210,8 @@ class Method:
 
     guidance_scale: float | None = None
     """What the way back is meant to run at, above 1; None for methods to which guidance is a matter of the caller's."""
+    inverse_guidance: float | None = None
+    """What the way up runs at, where that is a setting of the method's; None where it is a matter of the caller's."""
     flow_only: bool = False
     """Whether it is for rectified flow alone."""
     differentiates: bool = False

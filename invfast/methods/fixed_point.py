@@ -98,7 +98,7 @@ class Implicit(Stepper):
             self.begun = problem.place_guided(cold)
             self.forecast = problem.place(rows.forecast(schedule, self.order, start))
             self.slope = problem.place_guided(rows.slope(schedule))
-            self.is_output = schedule.prediction_type in ("epsilon", FLOW) and problem.guidance_scale <= 1
+            self.is_output = schedule.prediction_type in ("epsilon", FLOW) and problem.guidance_scale == 1
 
     @property
     def phases(self) -> tuple[range, ...]:

@@ -47,6 +47,10 @@ class ForwardStart(Method):
     def guidance_scale(self) -> float | None:
         return self.method.guidance_scale
 
+    @property
+    def inverse_guidance(self) -> float | None:
+        return self.method.inverse_guidance
+
     def inverter(self, problem: Problem, start: int = 0) -> _Jumped:
         if start:
             raise ValueError("ForwardStart begins at the data and cannot stand inside another ForwardStart")

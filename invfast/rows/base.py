@@ -196,6 +196,12 @@ def diffuse(schedule: Schedule, start: int = 0) -> torch.Tensor:
     return as_table((ratio, (schedule.sigma[1:] ** 2 - ratio**2 * sigma**2).clamp_min(0).sqrt()))
 
 
+def from_mean(schedule: Schedule, start: int = 0) -> torch.Tensor:
+    """How far a latent lies from where `diffuse` has its mean, in deviations, (N, 1, 2): inputs (x_b, x_0)."""
+    ratio, spread = diffuse(schedule, start)[:, 0].unbind(-1)
+    return as_table((1 / spread, -ratio / spread))
+
+
 def guided(table: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance folded in: the last column o becomes (o_cond, o_uncond) with weights (g, 1 - g)."""
     weights = torch.tensor([scale, 1 - scale], dtype=table.dtype)
