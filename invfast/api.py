@@ -33,6 +33,7 @@ def invert(
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
     schedule: Schedule | None = None,
+    strength: float = 1.0,
     guidance_scale: float = 1.0,
     negative_prompt: Text | None = None,
     prompt_embeds: torch.Tensor | None = None,
@@ -69,6 +70,8 @@ def invert(
         timesteps: explicit times instead, of a diffusion model.
         sigmas: explicit levels instead, of a rectified flow; the scheduler shifts them like its own.
         schedule: a grid of your own; replaces all three.
+        strength: how much of the grid is walked, from the data, in (0, 1], as of diffusers' img2img: at .7 of 50 steps
+            the 35 cleaner ones. The latents are then no noise yet, and the way back begins where they are.
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
             is a known failure (warned); below 1 is as 1, as in a pipeline's own call (`Direct` and `NullText` have an
             `inverse_guidance` of their own, also below 1). Of Qwen-Image it is true_cfg_scale; of FLUX.1 and latent
@@ -129,7 +132,7 @@ def invert(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
             "invert at 1.0 and raise the guidance when you edit"
         )
-    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas)
+    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas, strength)
     with model.session():
         x = _x_0(model, image, height, width)
         grid = grid_of(x.shape)

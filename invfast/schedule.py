@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -119,6 +119,37 @@ class Schedule:
     def length(self) -> int:
         """Number of steps as published settings count them: those that move nothing or were left out among them."""
         return self.dropped + self.num_steps + self.beyond
+
+    def cleaner(self, strength: float) -> Schedule:
+        """The part of the grid that img2img of diffusers walks, from the data: int(strength N) steps of N = `length`.
+
+        Of a flow its pipelines round up; both do it here as they do.
+
+        Args:
+            strength: in (0, 1]; 1 is the whole grid.
+
+        Raises:
+            TypeError: it is no number.
+            ValueError: it lies outside (0, 1], or takes no step.
+        """
+        if not isinstance(strength, Real) or isinstance(strength, bool):
+            raise TypeError(f"strength must be a number in (0, 1], got {strength!r}")
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {strength!r}")
+        walked = min(self.length * float(strength), self.length)
+        taken = self.length - int(self.length - walked) if self.prediction_type == FLOW else int(walked)
+        steps = min(taken - self.dropped, self.num_steps)
+        if steps == self.num_steps:
+            return self
+        if steps < 1:
+            raise ValueError(
+                f"strength={strength:g} takes none of the {self.length} steps that would move anything; take a greater "
+                "one, or more steps"
+            )
+        origin = {**self.origin, "strength": float(strength)}
+        part = {"origin": origin, "beyond": self.length - self.dropped - steps}
+        t, alpha = self.t[: steps + 1], self.alpha[: steps + 1]
+        return replace(self, t=t, alpha=alpha, source_alpha=self.source_alpha[:steps], **part)
 
     @property
     def sigma(self) -> torch.Tensor:
