@@ -34,6 +34,7 @@ def invert(
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
     schedule: Schedule | None = None,
+    strength: float = 1.0,
     guidance_scale: float = 1.0,
     negative_prompt: Text | None = None,
     prompt_embeds: torch.Tensor | None = None,
@@ -71,8 +72,11 @@ def invert(
         timesteps: explicit times instead, of a diffusion model.
         sigmas: explicit levels instead, of a rectified flow; the scheduler shifts them like its own.
         schedule: a grid of your own; replaces all three.
+        strength: how much of the grid is walked, from the data, in (0, 1], as of diffusers' img2img: at .7 of 50 steps
+            the 35 cleaner ones. The latents are then no noise yet, and the way back begins where they are.
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
-            is a known failure (warned); below 1 is as 1. Of Qwen-Image it is true_cfg_scale; of FLUX.1 and latent
+            is a known failure (warned); below 1 is as 1, as in a pipeline's own call (`Direct` and `NullText` have an
+            `inverse_guidance` of their own, also below 1). Of Qwen-Image it is true_cfg_scale; of FLUX.1 and latent
             consistency models an input of the network, without a second sample.
         negative_prompt: one text or one an image, for guidance above 1.
         prompt_embeds: (1 or B, tokens, width) floats, any number of tokens, in place of the prompt. A pipeline without
@@ -132,7 +136,7 @@ def invert(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
             "invert at 1.0 and raise the guidance when you edit"
         )
-    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas, chosen.own_sampler)
+    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas, strength, chosen.own_sampler)
     if how:
         decoder_inversion.check(model, image.init_latents if isinstance(image, Inversion) else image)
     with model.session():
@@ -143,8 +147,8 @@ def invert(
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         more = model.check(len(x), conditions)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds, more)
-        condition = model.condition(x, prompts, guidance_scale)
-        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
+        condition, scale = run.first(model, chosen, guidance_scale, prompts, x)
+        problem = run.problem(model, grid, scale, generator, len(x), kernels, condition, cuda_graph)
         second = run.second(model, chosen, problem, prompts, x, guidance_scale)
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, second[1] if second else condition)
@@ -273,4 +277,5 @@ def reconstruct(
         found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph, check)
         latents = found.state["latents"]
         output = latents if output_type == "latent" else present(model.decode(latents), output_type)
-    return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
+    partner = found.state.get("partner")
+    return Reconstruction(images=output, latents=latents, stats=stats, partner=partner) if return_dict else (output,)

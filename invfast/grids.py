@@ -31,16 +31,18 @@ def of_call(
     steps: int,
     timesteps: Sequence[int] | None,
     sigmas: Sequence[float] | None,
+    strength: float = 1.0,
     sampler: str | None = None,
 ) -> Callable[[Shape], Schedule]:
     """Latents' shape -> the caller's grid, or DDIM's over a pipeline's betas, or that of its rectified flow; that of
-    `sampler`, a scheduler of diffusers, where a method has one.
+    `sampler`, a scheduler of diffusers, where a method has one. As much of it as `strength` asks for.
 
     Where the pipeline's own sampler is another, that is warned of once.
 
     Raises:
-        TypeError: `schedule` is none.
-        ValueError: both a schedule and times, a prediction type that is not the scheduler's; or see `from_scheduler`.
+        TypeError: `schedule` is none, or strength no number.
+        ValueError: both a schedule and times, a prediction type that is not the scheduler's; or see
+            `Schedule.from_scheduler` and `Schedule.cleaner`.
     """
     scheduler = model.pipe.scheduler
     if schedule is not None:
@@ -49,17 +51,19 @@ def of_call(
         if timesteps is not None or sigmas is not None:
             raise ValueError("pass one of schedule, timesteps and sigmas")
         check_prediction(scheduler, schedule)
-        return lambda shape: schedule
+        part = schedule.cleaner(strength)
+        return lambda shape: part
     _tell(scheduler, sampler)
 
     def own(shape: Shape) -> Schedule:
         if not flows.is_flow(scheduler) or timesteps is not None:
-            return Schedule.from_scheduler(scheduler, steps, timesteps=timesteps, sigmas=sigmas, sampler=sampler)
-        if sigmas is None:
-            flows.check_steps(scheduler, steps)
-        given = model.shifted(1 if sigmas is not None else steps, shape)
-        given |= {"sampler": sampler} | ({} if sigmas is None else {"sigmas": sigmas})
-        return Schedule.from_scheduler(scheduler, steps, **given)
+            given = {"timesteps": timesteps, "sigmas": sigmas}
+        else:
+            if sigmas is None:
+                flows.check_steps(scheduler, steps)
+            given = model.shifted(1 if sigmas is not None else steps, shape)
+            given |= {} if sigmas is None else {"sigmas": sigmas}
+        return Schedule.from_scheduler(scheduler, steps, sampler=sampler, **given).cleaner(strength)
 
     own(NOMINAL)  # what cannot be used is said before anything is run
     return own

@@ -224,6 +224,8 @@ def _plain(inversion: Inversion) -> dict[str, Any]:
             "prediction_type": schedule.prediction_type,
             "compat": schedule.compat,
             "origin": dict(schedule.origin),
+            "dropped": schedule.dropped,
+            "beyond": schedule.beyond,
         },
         "method": methods.to_dict(inversion.method),
         "node": inversion.node,
@@ -251,6 +253,8 @@ def _assemble(
         tensors["schedule.source_alpha"],
         says["compat"],
         says["origin"],
+        says.get("dropped", 0),
+        says.get("beyond", 0),
     )
     inversion = cls(
         **{name: value for name, value in values.items() if name not in ("schedule", "method", "stats")},

@@ -41,6 +41,9 @@ def invert(
         str, typer.Option(help="auto, ddim, ... (`invfast doctor` lists them), or with settings, auto(budget=1.2).")
     ] = "auto",
     steps: Steps = 50,
+    strength: Annotated[
+        float, typer.Option(help="How much of the grid is walked, from the image, in (0, 1]; 1 leads to noise.")
+    ] = 1.0,
     prompt: Prompts = ("",),
     guidance: Guidance = 1.0,
     size: Size = None,
@@ -80,6 +83,7 @@ def invert(
                 prompts[run],
                 method=chosen,
                 num_inference_steps=steps,
+                strength=strength,
                 guidance_scale=guidance,
                 height=size,
                 width=size,
