@@ -11,7 +11,8 @@ export TRANSFORMERS_VERBOSITY ?= error
 export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 
-.PHONY: demo test test-slow bench bench-gpu accuracy accuracy-quick analysis analysis-quick kernels model model-eval docs lint setup clean
+.PHONY: demo test test-slow bench bench-gpu accuracy accuracy-quick analysis analysis-quick watermark kernels
+.PHONY: model model-eval docs lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.eval
@@ -47,6 +48,10 @@ analysis: $(VENV)/.eval $(VENV)/.analysis
 # Small numbers, at most 5 minutes; changes no document.
 analysis-quick: $(VENV)/.eval $(VENV)/.analysis
 	$(BIN)/python -m benchmarks.claims --quick
+
+# Which inversion finds watermarks, some 20 minutes on one core; goes on where it was stopped.
+watermark: $(VENV)/.bench $(VENV)/.test
+	$(BIN)/python -m benchmarks.watermark
 
 # The Triton kernels under the interpreter, then every kernel compiled for its targets, its row in docs/kernels.md.
 kernels: $(VENV)/.test

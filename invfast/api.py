@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from invfast import adapters, arguments, grids, methods, provenance, run
-from invfast.adapters import Adapter, Prompts
+from invfast.adapters import Adapter, DecoderInversion, Prompts, decoder_inversion
 from invfast.ambient import neutral
 from invfast.arguments import Text
 from invfast.following import check_match, following, said, untold
@@ -33,12 +34,14 @@ def invert(
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
     schedule: Schedule | None = None,
+    strength: float = 1.0,
     guidance_scale: float = 1.0,
     negative_prompt: Text | None = None,
     prompt_embeds: torch.Tensor | None = None,
     negative_prompt_embeds: torch.Tensor | None = None,
     height: int | None = None,
     width: int | None = None,
+    encode: str | DecoderInversion = "encoder",
     generator: torch.Generator | list[torch.Generator] | None = None,
     runtime: str = "auto",
     dtype: torch.dtype | str | None = None,
@@ -69,8 +72,11 @@ def invert(
         timesteps: explicit times instead, of a diffusion model.
         sigmas: explicit levels instead, of a rectified flow; the scheduler shifts them like its own.
         schedule: a grid of your own; replaces all three.
+        strength: how much of the grid is walked, from the data, in (0, 1], as of diffusers' img2img: at .7 of 50 steps
+            the 35 cleaner ones. The latents are then no noise yet, and the way back begins where they are.
         guidance_scale: 1 runs one sample an image. Above 1 the network also runs the negative prompt and the inversion
-            is a known failure (warned); below 1 is as 1. Of Qwen-Image it is true_cfg_scale; of FLUX.1 and latent
+            is a known failure (warned); below 1 is as 1, as in a pipeline's own call (`Direct` and `NullText` have an
+            `inverse_guidance` of their own, also below 1). Of Qwen-Image it is true_cfg_scale; of FLUX.1 and latent
             consistency models an input of the network, without a second sample.
         negative_prompt: one text or one an image, for guidance above 1.
         prompt_embeds: (1 or B, tokens, width) floats, any number of tokens, in place of the prompt. A pipeline without
@@ -79,6 +85,8 @@ def invert(
             repeated to the longer, so one length must be a multiple of the other; under a mask any will do.
         height: resize to this, a multiple of the VAE's factor; by default the images' own, rounded down.
         width: likewise.
+        encode: how images become latents: "encoder", or "decoder" to look for what the pipeline's own decoder made
+            them of, for generated images (`DecoderInversion` has its settings). Not of latents, nor in pixel space.
         generator: for methods that draw noise; a list has one an image.
         runtime: where the network runs; "auto" or a name, see `runtimes.RUNTIMES`.
         dtype: the network's, a torch dtype or its name. None keeps the pipeline's, but on a CPU float32 for float16,
@@ -118,7 +126,7 @@ def invert(
         OSError: a runtime asked for by name must export the network, and the cache cannot be used; names INVFAST_CACHE.
         FloatingPointError: latents became non-finite; names step, t, image and dtype.
     """
-    chosen = methods.resolve(method)
+    chosen, how = methods.resolve(method), decoder_inversion.chosen(encode)
     arguments.check_options(guidance_scale, cuda_graph, callback_on_step_end, callback_on_step_end_tensor_inputs)
     arguments.check_generator(generator)
     opaque = f"{type(chosen).__name__} differentiates through it: take 'eager'" if chosen.differentiates else None
@@ -128,20 +136,26 @@ def invert(
             f"inverting at guidance_scale={guidance_scale} amplifies every error of the inversion; "
             "invert at 1.0 and raise the guidance when you edit"
         )
-    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas)
+    grid_of = grids.of_call(model, schedule, num_inference_steps, timesteps, sigmas, strength, chosen.own_sampler)
+    if how:
+        decoder_inversion.check(model, image.init_latents if isinstance(image, Inversion) else image)
     with model.session():
-        x = _x_0(model, image, height, width)
+        x, closeness = _x_0(model, image, height, width), None
+        if how:
+            x, closeness = decoder_inversion.refined(model, x, how)
         grid = grid_of(x.shape)
         texts = arguments.texts(len(x), prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         more = model.check(len(x), conditions)
         prompts = Prompts(*texts, prompt_embeds, negative_prompt_embeds, more)
-        condition = model.condition(x, prompts, guidance_scale)
-        problem = run.problem(model, grid, guidance_scale, generator, len(x), kernels, condition, cuda_graph)
+        condition, scale = run.first(model, chosen, guidance_scale, prompts, x)
+        problem = run.problem(model, grid, scale, generator, len(x), kernels, condition, cuda_graph)
         second = run.second(model, chosen, problem, prompts, x, guidance_scale)
         stepper = chosen.inverter(problem)
         record = provenance.record(model, grid, chosen, second[1] if second else condition)
         hooks = run.hooks(model, callback_on_step_end, callback_on_step_end_tensor_inputs, save_trajectory)
         found, stats = run.run(model, problem, stepper, {"latents": x}, condition, hooks, chosen, cuda_graph)
+        stats = replace(stats, decoder_residual=closeness)
+        record |= {"encode": repr(how)} if how else {}
         record["quantised"] = model.denoiser.quantised
         node = stepper.steps.start + found.steps_taken
         kept = {name: found.state[name] for name in stepper.keep if name in found.state}
@@ -263,4 +277,5 @@ def reconstruct(
         found, stats = run.run(model, problem, stepper, kept, condition, hooks, inversion.method, cuda_graph, check)
         latents = found.state["latents"]
         output = latents if output_type == "latent" else present(model.decode(latents), output_type)
-    return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
+    partner = found.state.get("partner")
+    return Reconstruction(images=output, latents=latents, stats=stats, partner=partner) if return_dict else (output,)

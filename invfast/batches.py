@@ -28,7 +28,7 @@ def some(inversion: Inversion, index: slice) -> Inversion:
     """Of some of the images; tensors are views, times and counts of samples stay the batch's."""
     stats = inversion.stats
     residual = None if stats.residual is None else stats.residual[:, index]
-    reached = None if stats.reached is None else stats.reached[index]
+    each = {name: None if (v := getattr(stats, name)) is None else v[index] for name in ("reached", "decoder_residual")}
     return replace(
         inversion,
         latents=inversion.latents[index],
@@ -36,7 +36,7 @@ def some(inversion: Inversion, index: slice) -> Inversion:
         state={name: value[index] for name, value in inversion.state.items()},
         prompt=None if inversion.prompt is None else inversion.prompt[index],
         negative_prompt=None if inversion.negative_prompt is None else inversion.negative_prompt[index],
-        stats=replace(stats, evaluations=stats.evaluations[index], residual=residual, reached=reached),
+        stats=replace(stats, evaluations=stats.evaluations[index], residual=residual, **each),
         trajectory=None if inversion.trajectory is None else inversion.trajectory[:, index],
         provenance=stored.of_images(inversion.provenance, index),
         conditions=stored.of_images(inversion.conditions, index),
@@ -142,7 +142,6 @@ def _lists(name: str, values: list[Any]) -> list[Any] | None:
 def _stats(every: list[Stats]) -> Stats:
     for name in ("runtime", "dtype"):  # the way back follows them
         same(f"the {name} they ran in", [getattr(stats, name) for stats in every])
-    reached = [stats.reached for stats in every]
     words = {name: _words([getattr(stats, name) for stats in every]) for name in ("device", "kernels", "reason")}
     return replace(
         every[0],
@@ -152,9 +151,15 @@ def _stats(every: list[Stats]) -> Stats:
         residual=_rows("residual", [stats.residual for stats in every], 1),
         cuda_graph=all(stats.cuda_graph for stats in every),
         precomputed=tuple(p for p in every[0].precomputed if all(p in stats.precomputed for stats in every)),
-        reached=None if None in reached else tuple(flag for flags in reached for flag in flags),
+        reached=_flat([stats.reached for stats in every]),
+        decoder_residual=_flat([stats.decoder_residual for stats in every]),
         **words,
     )
+
+
+def _flat(values: list[tuple[Any, ...] | None]) -> tuple[Any, ...] | None:
+    """One value an image; None where some have none."""
+    return None if None in values else tuple(one for each in values for one in each)
 
 
 def _words(each: list[str]) -> str:

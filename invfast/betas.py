@@ -18,8 +18,9 @@ ROUNDING = torch.finfo(torch.float32).eps
 
 def nodes(
     scheduler: Any, steps: int, timesteps: Sequence[int] | None, compat: str | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Times (N + 1,), alphas (N + 1,), those of each step's source (N,), and words on where they come from.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any], int]:
+    """Times (N + 1,), alphas (N + 1,), those of each step's source (N,), words on where they come from, and how many
+    steps before the first move nothing and are left out.
 
     As `Schedule.from_scheduler`, which says what is raised.
     """
@@ -48,7 +49,7 @@ def nodes(
         "timesteps": times,
     }
     visited = torch.tensor([min(0, times[0])] + [times[i] for i in keep])
-    return visited, torch.cat([source[keep[:1]], alpha[keep]]), source[keep], origin
+    return visited, torch.cat([source[keep[:1]], alpha[keep]]), source[keep], origin, keep[0]
 
 
 def _alphas_cumprod(scheduler: Any) -> tuple[torch.Tensor, float]:

@@ -7,10 +7,12 @@ import secrets
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never a part."""
+def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never a part; private, for its owner alone."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    file = temporary.open("xb")  # as any new file, with the rights that umask and folder leave it
+    # As any new file, with the rights that umask and folder leave it.
+    mode = 0o600 if private else 0o666
+    file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
     try:
         with file:
             file.write(content)

@@ -31,14 +31,18 @@ def of_call(
     steps: int,
     timesteps: Sequence[int] | None,
     sigmas: Sequence[float] | None,
+    strength: float = 1.0,
+    sampler: str | None = None,
 ) -> Callable[[Shape], Schedule]:
-    """Latents' shape -> the caller's grid, or DDIM's over a pipeline's betas, or that of its rectified flow.
+    """Latents' shape -> the caller's grid, or DDIM's over a pipeline's betas, or that of its rectified flow; that of
+    `sampler`, a scheduler of diffusers, where a method has one. As much of it as `strength` asks for.
 
     Where the pipeline's own sampler is another, that is warned of once.
 
     Raises:
-        TypeError: `schedule` is none.
-        ValueError: both a schedule and times, a prediction type that is not the scheduler's; or see `from_scheduler`.
+        TypeError: `schedule` is none, or strength no number.
+        ValueError: both a schedule and times, a prediction type that is not the scheduler's; or see
+            `Schedule.from_scheduler` and `Schedule.cleaner`.
     """
     scheduler = model.pipe.scheduler
     if schedule is not None:
@@ -47,16 +51,19 @@ def of_call(
         if timesteps is not None or sigmas is not None:
             raise ValueError("pass one of schedule, timesteps and sigmas")
         check_prediction(scheduler, schedule)
-        return lambda shape: schedule
-    _tell(scheduler)
+        part = schedule.cleaner(strength)
+        return lambda shape: part
+    _tell(scheduler, sampler)
 
     def own(shape: Shape) -> Schedule:
         if not flows.is_flow(scheduler) or timesteps is not None:
-            return Schedule.from_scheduler(scheduler, steps, timesteps=timesteps, sigmas=sigmas)
-        if sigmas is None:
-            flows.check_steps(scheduler, steps)
-        given = model.shifted(1 if sigmas is not None else steps, shape)
-        return Schedule.from_scheduler(scheduler, steps, **given | ({} if sigmas is None else {"sigmas": sigmas}))
+            given = {"timesteps": timesteps, "sigmas": sigmas}
+        else:
+            if sigmas is None:
+                flows.check_steps(scheduler, steps)
+            given = model.shifted(1 if sigmas is not None else steps, shape)
+            given |= {} if sigmas is None else {"sigmas": sigmas}
+        return Schedule.from_scheduler(scheduler, steps, sampler=sampler, **given).cleaner(strength)
 
     own(NOMINAL)  # what cannot be used is said before anything is run
     return own
@@ -74,15 +81,20 @@ def _learns(scheduler: Any) -> bool:
     return str(scheduler.config.get("variance_type")).startswith("learned")
 
 
-def _tell(scheduler: Any) -> None:
+def _tell(scheduler: Any, sampler: str | None) -> None:
     name, said = type(scheduler).__name__, []
-    if name not in FOLLOWED and flows.is_flow(scheduler):
+    if sampler and name != sampler:
+        said.append(
+            f"the pipeline samples by {name}; inversion and reconstruct() take the steps of {sampler}, and the "
+            f"pipeline's own call regenerates the image with {sampler}.from_config(pipe.scheduler.config)"
+        )
+    elif name not in FOLLOWED | {sampler} and flows.is_flow(scheduler):
         said.append(
             f"the pipeline samples by {name}; inversion and reconstruct() take Euler's steps over its sigmas, and the "
             "pipeline's own call regenerates the image with FlowMatchEulerDiscreteScheduler() and "
             "sigmas=inversion.schedule.sigma.flip(0)[:-1].tolist()"
         )
-    elif name not in FOLLOWED:
+    elif name not in FOLLOWED | {sampler}:
         said.append(
             f"the pipeline samples by {name}; inversion and reconstruct() follow DDIM over its betas, and the "
             "pipeline's own call regenerates the image with DDIMScheduler.from_config(pipe.scheduler.config)"

@@ -7,6 +7,7 @@ and every container is resized by the same filter.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -42,11 +43,37 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
     with _named(name):
         if not Path(path).is_file():  # opening a pipe would wait for ever
             raise OSError("it is a folder, or something else that is no file")
-        with Image.open(path, formats=FORMATS) as image:
-            most = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow only warns above its own
-            if image.width * image.height > most:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, at most {most}")
+        with _opened(path) as image:
             return as_rgb(image)
+
+
+def decode(content: bytes, name: str) -> Image.Image:
+    """`load` of a file that was read already; `name` is what errors call it."""
+    with _named(f"image {name!r}"), _opened(io.BytesIO(content)) as image:
+        return as_rgb(image)
+
+
+def size_of(content: bytes, name: str) -> tuple[int, int]:
+    """(width, height) that `decode` will have, by the header of a file alone."""
+    with _named(f"image {name!r}"), _opened(io.BytesIO(content)) as image:
+        # Not PNG's own getexif, which decodes the whole image for a tag that may come after it.
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
+
+
+def _opened(file: Any) -> Image.Image:
+    """A file's image, its pixels not decoded yet, which are not too many."""
+    image = Image.open(file, formats=FORMATS)
+    most = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow only warns above its own
+    if image.width * image.height > most:
+        image.close()
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, at most {most}")
+    return image
+
+
+def resized(image: Image.Image, height: int, width: int) -> Image.Image:
+    """As `to_pixels` resizes, which then has nothing left to do."""
+    return VaeImageProcessor().resize(image, height, width)
 
 
 @contextmanager

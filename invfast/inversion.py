@@ -41,6 +41,8 @@ class Stats:
         precomputed: parts of the network that were computed once, before the loop.
         reached: of each image whether every step taken ended below the tolerance that the method was given, or that its
             target asks for; `residual` says how far off it was. None where there is no tolerance, or a budget decides.
+        decoder_residual: of each image |E(D(z)) - E(x)| / |E(x)|, how nearly the decoder was inverted; None where
+            images were encoded.
     """
 
     evaluations: tuple[int, ...]
@@ -55,6 +57,7 @@ class Stats:
     reason: str = ""
     precomputed: tuple[str, ...] = ()
     reached: tuple[bool, ...] | None = None
+    decoder_residual: tuple[float, ...] | None = None
 
     __eq__ = plain.same_fields
 
@@ -167,8 +170,24 @@ class Inversion:
         Raises:
             OSError: the folder does not exist or cannot be written to.
         """
+        write_atomically(Path(path), save(*self.packed()))
+
+    def packed(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """What its file holds: tensors on the CPU, and metadata."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(self).items()}
-        write_atomically(Path(path), save(tensors, stored.metadata(tensors, _plain(self))))
+        return tensors, stored.metadata(tensors, _plain(self))
+
+    @classmethod
+    @neutral()
+    def unpacked(
+        cls, tensors: dict[str, torch.Tensor], says: Mapping[str, str], name: str, device: torch.device | str = "cpu"
+    ) -> Inversion:
+        """What was `packed`, bit for bit; `name` is what errors call it.
+
+        Raises:
+            ValueError: as in `load`.
+        """
+        return stored.made(name, lambda: (tensors, says), lambda found, values: _assemble(cls, found, values, device))
 
     @classmethod
     @neutral()
@@ -205,6 +224,8 @@ def _plain(inversion: Inversion) -> dict[str, Any]:
             "prediction_type": schedule.prediction_type,
             "compat": schedule.compat,
             "origin": dict(schedule.origin),
+            "dropped": schedule.dropped,
+            "beyond": schedule.beyond,
         },
         "method": methods.to_dict(inversion.method),
         "node": inversion.node,
@@ -232,6 +253,8 @@ def _assemble(
         tensors["schedule.source_alpha"],
         says["compat"],
         says["origin"],
+        says.get("dropped", 0),
+        says.get("beyond", 0),
     )
     inversion = cls(
         **{name: value for name, value in values.items() if name not in ("schedule", "method", "stats")},

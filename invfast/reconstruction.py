@@ -22,11 +22,14 @@ class Reconstruction(BaseOutput):
         images: list of PIL images, numpy (B, H, W, 3) or torch (B, 3, H, W) in [0, 1], or the latents, by output_type.
         latents: (B, C, h, w) the reconstructed x_0.
         stats: how the run went.
+        partner: of EDICT the other latent of the pair at the data end, (B, C, h, w): where it is far from `latents`,
+            the edit is one that the pair does not agree on. None elsewhere.
     """
 
     images: Any
     latents: torch.Tensor
     stats: Stats
+    partner: torch.Tensor | None = None
 
     __eq__ = plain.same_fields
 

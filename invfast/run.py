@@ -49,7 +49,32 @@ def problem(
     captured = cuda_graph is not False and device.type == "cuda" and model.denoiser.runtime.traits.capturable
     chosen = ops.resolve(device, kernels, captured)
     embeds = _embeds(model, condition)
-    return Problem(grid, _weight(model, guidance_scale), device, dtype, draw, chosen, embeds)
+    two = condition[1] is not None
+    weight = guidance_scale if two and guidance_scale < 1 else _weight(model, guidance_scale)
+    return Problem(grid, weight, device, dtype, draw, chosen, embeds)
+
+
+def first(
+    model: Adapter, method: Method, guidance_scale: float, prompts: Prompts, latents: torch.Tensor
+) -> tuple[Condition, float]:
+    """Condition and guidance of the way up: the caller's, or the method's where that is a setting of its own.
+
+    Raises:
+        ValueError: a method's guidance below 1, where the network is not asked twice and weighed.
+    """
+    own = method.inverse_guidance
+    if own is None or own == 1:
+        return model.condition(latents, prompts, guidance_scale), guidance_scale
+    condition = model.condition(latents, prompts, own)
+    if own > 1:
+        return condition, own
+    both = model.condition(latents, prompts, 2.0)
+    if both[1] is None or _weight(model, 2.0) != 2.0:
+        raise ValueError(
+            f"inverse_guidance={own:g} weighs the outputs of two prompts, which {type(model.pipe).__name__} does not "
+            "do; leave it at 1 or above"
+        )
+    return both, own
 
 
 def second(

@@ -1,21 +1,23 @@
 """The noise schedule as a grid of nodes: x = alpha * data + sigma * noise at every node.
 
-Node 0 is the data end and node N the noise end. Step i joins node i (its source) and node i + 1 (its target), and the
-network is always asked at the target's time, as in diffusers' DDIMInverseScheduler and in every method built here.
+Node 0 is the data end and node N the noise end. Step i joins node i (its source) and node i + 1 (its target). The
+network is asked at the target's time, as in diffusers' DDIMInverseScheduler; who asks elsewhere, as BDIA and O-BELM do
+from their second step on, says so (DESIGN.md, section 6).
 Levels preserve variance, alpha^2 + sigma^2 = 1, but those of a rectified flow, alpha + sigma = 1. Where they come from:
-betas.py, flows.py.
+betas.py, flows.py, multistep.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 
-from invfast import betas, flows
+from invfast import betas, flows, multistep
 from invfast.ambient import neutral
 from invfast.betas import ROUNDING
 
@@ -57,8 +59,8 @@ class Schedule:
     """N steps over N + 1 nodes, float64 on the CPU.
 
     Args:
-        t: (N + 1,) times of the nodes, ascending, in the network's own unit. `t[0]` only labels the data end: the
-            network is never asked there.
+        t: (N + 1,) times of the nodes, ascending, in the network's own unit. `t[0]` labels the data end; the network
+            is asked there only where a method is told to begin at the source's time.
         alpha: (N + 1,) signal levels, sqrt(alphas_cumprod) or 1 - sigma of a flow, floats in [0, 1], descending by
             more than rounding.
         prediction_type: "epsilon", "v_prediction", "sample" or "flow".
@@ -69,6 +71,10 @@ class Schedule:
             sample output with the level of its source. For parity only: for those two types the inverse step is then
             not the inverse of the sampling step.
         origin: provenance, words only (scheduler class, spacing, timesteps asked for).
+        dropped: steps before the first that were left out, for they repeat the data's level and move nothing: one where
+            a leading grid has steps_offset=0. What a method counts in steps (`length`) counts them, as published code
+            does.
+        beyond: steps behind the last that this grid, the cleaner part of a longer one, leaves out; counted likewise.
 
     Two are equal that have the same digest, wherever they come from.
 
@@ -84,6 +90,8 @@ class Schedule:
     source_alpha: torch.Tensor | None = None
     compat: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    dropped: int = 0
+    beyond: int = 0
 
     @neutral()
     def __post_init__(self) -> None:
@@ -106,6 +114,42 @@ class Schedule:
     def num_steps(self) -> int:
         """Number of steps N, each of which costs at least one evaluation."""
         return len(self.alpha) - 1
+
+    @property
+    def length(self) -> int:
+        """Number of steps as published settings count them: those that move nothing or were left out among them."""
+        return self.dropped + self.num_steps + self.beyond
+
+    def cleaner(self, strength: float) -> Schedule:
+        """The part of the grid that img2img of diffusers walks, from the data: int(strength N) steps of N = `length`.
+
+        Of a flow its pipelines round up; both do it here as they do.
+
+        Args:
+            strength: in (0, 1]; 1 is the whole grid.
+
+        Raises:
+            TypeError: it is no number.
+            ValueError: it lies outside (0, 1], or takes no step.
+        """
+        if not isinstance(strength, Real) or isinstance(strength, bool):
+            raise TypeError(f"strength must be a number in (0, 1], got {strength!r}")
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {strength!r}")
+        walked = min(self.length * float(strength), self.length)
+        taken = self.length - int(self.length - walked) if self.prediction_type == FLOW else int(walked)
+        steps = min(taken - self.dropped, self.num_steps)
+        if steps == self.num_steps:
+            return self
+        if steps < 1:
+            raise ValueError(
+                f"strength={strength:g} takes none of the {self.length} steps that would move anything; take a greater "
+                "one, or more steps"
+            )
+        origin = {**self.origin, "strength": float(strength)}
+        part = {"origin": origin, "beyond": self.length - self.dropped - steps}
+        t, alpha = self.t[: steps + 1], self.alpha[: steps + 1]
+        return replace(self, t=t, alpha=alpha, source_alpha=self.source_alpha[:steps], **part)
 
     @property
     def sigma(self) -> torch.Tensor:
@@ -137,8 +181,9 @@ class Schedule:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over nodes, levels, prediction type and compat, in hexadecimal."""
-        sha = hashlib.sha256(f"{self.prediction_type}|{self.compat}".encode())
+        """SHA-256 over nodes, levels, prediction type, compat and steps left out, in hexadecimal."""
+        left_out = f"|{self.dropped}|{self.beyond}" if self.dropped or self.beyond else ""
+        sha = hashlib.sha256(f"{self.prediction_type}|{self.compat}{left_out}".encode())
         for part in (self.t.double(), self.alpha, self.source_alpha):
             sha.update(part.contiguous().numpy().tobytes())
         return sha.hexdigest()
@@ -154,13 +199,14 @@ class Schedule:
         sigmas: Sequence[float] | None = None,
         compat: str | None = None,
         mu: float | None = None,
+        sampler: str | None = None,
     ) -> Schedule:
         """The DDIM grid of a diffusers scheduler, or Euler's of one of rectified flow; it is read, never changed.
 
         Betas come from `scheduler.alphas_cumprod`; spacing, offset and final level from its config with DDIMScheduler's
         own defaults, which is what `DDIMScheduler.from_config(scheduler.config)` would visit (clipping left out).
-        Nodes that repeat a level are dropped: they would cost an evaluation and move nothing. Of a flow, nodes are
-        those of the scheduler itself, as its pipeline sets it.
+        Nodes that repeat a level are dropped: they would cost an evaluation and move nothing (`dropped` counts those at
+        the data end). Of a flow, nodes are those of the scheduler itself, as its pipeline sets it.
 
         Args:
             scheduler: any diffusers scheduler with a table of `alphas_cumprod` (DDIM, DDPM, PNDM, Euler, DPM, ...), or
@@ -170,6 +216,7 @@ class Schedule:
             sigmas: of a flow explicit levels in (0, 1], monotonic, which the scheduler shifts like its own.
             compat: None or "diffusers", see the class; a flow's grid is the same either way.
             mu: of a flow whose shift depends on the image's size, what its pipeline makes of that.
+            sampler: None, or "DPMSolverMultistepScheduler" for that one's grid, whatever this one's class.
 
         Raises:
             TypeError: `num_inference_steps` or a timestep is no integer, or sigmas are no numbers.
@@ -179,15 +226,24 @@ class Schedule:
         """
         if compat not in COMPATS:
             raise ValueError(f"unknown compat {compat!r}; expected None or 'diffusers'")
+        if sampler not in (None, multistep.NAME):
+            raise ValueError(f"unknown sampler {sampler!r}; expected None or {multistep.NAME!r}")
         if flows.is_flow(scheduler):
+            if sampler:
+                multistep.check_flow(scheduler, len(sigmas) if sigmas is not None else num_inference_steps)
             return cls._of_flow(scheduler, num_inference_steps, timesteps, sigmas, mu)
         if sigmas is not None:
             raise ValueError(
                 f"sigmas are for schedulers of rectified flow, got {type(scheduler).__name__}; pass timesteps"
             )
-        t, alpha, source, origin = betas.nodes(scheduler, num_inference_steps, timesteps, compat)
         kind = scheduler.config.get("prediction_type", "epsilon")
-        return cls(t, alpha, kind, source if compat else None, compat, origin)
+        if sampler:
+            if compat:
+                raise ValueError(f"compat='diffusers' is for DDIM's grid; leave it out with sampler={sampler!r}")
+            t, alpha, origin = multistep.nodes(scheduler, num_inference_steps, timesteps)
+            return cls(t, alpha, kind, origin=origin)
+        t, alpha, source, origin, dropped = betas.nodes(scheduler, num_inference_steps, timesteps, compat)
+        return cls(t, alpha, kind, source if compat else None, compat, origin, dropped)
 
     @classmethod
     def _of_flow(
@@ -223,6 +279,10 @@ def _check_levels(schedule: Schedule) -> None:
             "a schedule needs t and alpha of one length N + 1 >= 2 (and source_alpha of length N); got "
             f"{tuple(t.shape)}, {tuple(alpha.shape)} and {tuple(source.shape)}"
         )
+    for name in ("dropped", "beyond"):
+        count = getattr(schedule, name)
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"{name} must be an integer of at least 0, got {count!r}")
     for name, level in (("alpha", alpha), ("source_alpha", source)):
         if not bool(((level >= 0) & (level <= 1)).all()):
             raise ValueError(f"{name} must lie in [0, 1], got {level.tolist()}")

@@ -62,17 +62,36 @@ def load(path: Path, make: Callable[[dict[str, torch.Tensor], Any], Made]) -> Ma
     """
     if not path.exists():
         raise FileNotFoundError(f"inversion file {str(path)!r} does not exist")
+    name = f"inversion file {str(path)!r}"
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError(f"{name} cannot be used: it is a folder, or something else that is no file")
+    return made(name, lambda: _read(path), make)
+
+
+def made(
+    name: str,
+    read: Callable[[], tuple[dict[str, torch.Tensor], Mapping[str, str]]],
+    make: Callable[[dict[str, torch.Tensor], Any], Made],
+) -> Made:
+    """What `make` makes of the tensors and the JSON that `read` found; either is taken with mistrust.
+
+    Args:
+        name: what errors call it.
+        read: its tensors, and what it says of itself, see `metadata`.
+        make: given the tensors and the values of the JSON.
+
+    Raises:
+        ValueError: it is no inversion, damaged, or `make` refuses its values.
+    """
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise ValueError("it is a folder, or something else that is no file")
-        tensors, text = _read(path)
+        tensors, text = _checked(*read())
         return make(tensors, json.loads(text))
     except KeyError as error:
-        raise ValueError(f"inversion file {str(path)!r} cannot be used: it lacks {error}") from error
+        raise ValueError(f"{name} cannot be used: it lacks {error}") from error
     except RecursionError as error:
-        raise ValueError(f"inversion file {str(path)!r} cannot be used: its JSON is nested too deeply") from error
+        raise ValueError(f"{name} cannot be used: its JSON is nested too deeply") from error
     except (safetensors.SafetensorError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"inversion file {str(path)!r} cannot be used: {error}") from error
+        raise ValueError(f"{name} cannot be used: {error}") from error
 
 
 def of_images(values: Mapping[str, Any], index: slice) -> dict[str, Any]:
@@ -135,6 +154,9 @@ def _check_records(inversion: Inversion) -> None:
             raise ValueError(f"{name} has {len(each)} texts for {len(x)} images")
     if len(inversion.stats.evaluations) != len(x):
         raise ValueError(f"evaluations has {len(inversion.stats.evaluations)} entries for {len(x)} images")
+    found = inversion.stats.decoder_residual
+    if found is not None and len(found) != len(x):
+        raise ValueError(f"decoder_residual has {len(found)} entries for {len(x)} images")
     for name, kind in PER_IMAGE.items():
         each = inversion.conditions.get(name)
         if each is not None and not (plain.fits(each, kind) and len(each) == len(x)):
@@ -145,25 +167,35 @@ def _check_records(inversion: Inversion) -> None:
             raise ValueError(f"provenance {name} must be one digest an image, got {plain.shown(each)}")
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """Tensors and JSON of a file that is whole and of this version's schema, and has the tensors of an inversion."""
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """Tensors of a file, and what it says of itself."""
     with safetensors.safe_open(path, "pt") as file:
         says = file.metadata() or {}
-        if says.get("format") != FORMAT:
-            raise ValueError(f"it is no {FORMAT} file (format {says.get('format')!r})")
-        if says.get("schema") != str(SCHEMA):
-            raise ValueError(f"its schema is {says.get('schema')!r}, this version of invfast reads {SCHEMA}")
+        _check_format(says)
         for name in file.keys():  # noqa: SIM118 (no mapping)
             _check_name(name)
         # Copies: what it gives is the file itself, mapped, and would change with it, or crash where it is cut short.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, says  # noqa: SIM118
+
+
+def _checked(tensors: dict[str, torch.Tensor], says: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], str]:
+    """Tensors and JSON that are whole and of this version's schema, the tensors those of an inversion."""
+    _check_format(says)
     for name, value in tensors.items():
+        _check_name(name)
         if value.dtype not in DTYPES.get(name, REAL):
             expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES.get(name, REAL))
             raise ValueError(f"{name} must be {expected}, got {value.dtype} {tuple(value.shape)}")
     if digest(tensors, says["json"]) != says["sha256"]:
         raise ValueError("its contents do not match its SHA-256, the file is damaged")
     return tensors, says["json"]
+
+
+def _check_format(says: Mapping[str, str]) -> None:
+    if says.get("format") != FORMAT:
+        raise ValueError(f"it is no {FORMAT} file (format {says.get('format')!r})")
+    if says.get("schema") != str(SCHEMA):
+        raise ValueError(f"its schema is {says.get('schema')!r}, this version of invfast reads {SCHEMA}")
 
 
 def _check_name(name: str) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import outside, report, rows
+from benchmarks import outside, recovered, report, rows
 from invfast import invert
 
 
@@ -78,3 +78,24 @@ def test_the_parts_of_a_whole_call_in_networks_kept_from_earlier_calls(tiny, met
     found = outside.share(tiny, torch.zeros(1, 4, 8, 8), "a cat", method, steps=3)
     assert 0 < found.network < found.loop < found.call
     assert before == (outside.denoiser.runtimes.prepared, outside.denoiser.Conditioned, torch.autograd.grad)
+
+
+def test_recovered_noise_is_measured_and_shown(pipe, monkeypatch):
+    """On one picture and few steps: a row for what is given and how it is inverted, in a table a sampler."""
+    for name, value in (("COUNT", 1), ("STEPS", 3), ("DECODER", recovered.DecoderInversion(2))):
+        monkeypatch.setattr(recovered, name, value)
+    methods = [(name, name, {}) for name in ("ddim", "dpm_solver")]
+    monkeypatch.setattr(recovered, "inversions", lambda sampler, scheduler: methods)
+    before = pipe.scheduler
+    try:
+        found = list(recovered.measured(pipe, "DPM-Solver++(2M), Karras"))
+    finally:
+        pipe.scheduler = before
+    assert len(found) == 5 * 2
+    assert {row["given"] for row in found if row["latents"] < -100} == {"latents themselves"}
+    best = {row["method"]: row["noise"] for row in found if row["given"] == "latents themselves"}
+    assert best["dpm_solver"] < best["ddim"]
+    lines = recovered.table(found).splitlines()
+    assert lines[0] == "**Sampled by DPM-Solver++(2M), Karras**"
+    assert lines[2].startswith("| given | its latents | ddim (1.00) | dpm_solver (")
+    assert len(lines) == 4 + 5

@@ -199,6 +199,7 @@ def bomb(width=1_000_000, height=1_000_000):
         (["invert", "-o", "."], 2, "Missing argument"),
         (["invert", PEACH, "-o", ".", "--method", "easy-inv"], 1, "unknown method 'easy-inv'; expected one of 'ddim'"),
         (["invert", PEACH, "-o", ".", "--runtime", "warp"], 1, "unknown runtime 'warp'"),
+        (["invert", PEACH, "-o", ".", "--encode", "vae"], 1, "unknown encode 'vae'; expected 'encoder', 'decoder' or"),
         (["invert", PEACH, "-o", ".", "--steps", "0"], 1, "from 1 to 1000, got 0"),
         (["invert", PEACH, "-o", ".", "--steps", "1001"], 1, "from 1 to 1000, got 1001"),
         (["invert", PEACH, "-o", ".", "--steps", "fifty"], 2, "valid integer"),
@@ -295,6 +296,7 @@ def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, 
     [
         *([], ["invert"], ["reconstruct"], ["edit"], ["interpolate"], ["compare"], ["analyze"]),
         *(["doctor"], ["export"], ["cache", "ls"], ["cache", "rm"]),
+        *(["watermark", "key"], ["watermark", "embed"], ["watermark", "detect"]),
     ],
 )
 def test_help_teaches(command):

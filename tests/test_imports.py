@@ -1,9 +1,12 @@
 """Who may import whom (DESIGN.md, section 5), and what `import invfast` takes along."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import invfast
 
@@ -11,7 +14,8 @@ ROOT = Path(invfast.__file__).parent
 
 # Part of the package -> parts it may import. "" is the package itself, that is, its public names.
 ALLOWED = {
-    "schedule": {"ambient", "betas", "flows"},
+    "schedule": {"ambient", "betas", "flows", "multistep"},
+    "multistep": {"ambient", "flows"},
     "betas": set(),
     "flows": {"ambient"},
     "images": set(),
@@ -21,7 +25,7 @@ ALLOWED = {
     "metrics": set(),
     "arguments": set(),
     "plain": set(),
-    "rows": {"schedule"},
+    "rows": {"multistep", "schedule"},
     "locks": set(),
     "ops": {"kernels", "locks"},
     "methods": {"schedule", "rows", "ops", "plain", "counts"},
@@ -78,7 +82,8 @@ ALLOWED = {
     "reconstruction": {"images", "inversion", "plain"},
     "preparation": {"adapters", "ambient", "flows", "runtimes"},
     "interpolation": {"api", "denoiser", "inversion", "methods"},
-    "": {"api", "editing", "interpolation", "inversion", "preparation", "schedule", "store"},
+    "": set(),  # its names are imported when they are asked for
+    "__main__": {"cli"},
     "analysis": {
         "adapters",
         "ambient",
@@ -93,12 +98,18 @@ ALLOWED = {
         "rows",
         "schedule",
     },
+    "loading": {"demo", "digests"},
+    "batch": {"api", "files", "images", "inversion", "loading", "methods", "plain"},
+    "watermark": {
+        *("adapters", "ambient", "analysis", "api", "arguments", "files", "grids", "inversion", "methods", "plain"),
+        "reconstruction",
+    },
     "compare": {"api", "adapters", "figures", "images", "methods", "metrics", "tables"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
     "cli": {
-        *("", "analysis", "compare", "demo", "doctor", "editing", "figures", "files", "images", "inversion"),
-        *("methods", "runtimes", "tables"),
+        *("", "analysis", "batch", "compare", "demo", "doctor", "editing", "figures", "files", "images", "inversion"),
+        *("loading", "methods", "runtimes", "tables", "watermark"),
     },
     "reference": set(),
 }
@@ -111,6 +122,7 @@ OPTIONAL = {
     "openvino",
     "tensorrt",
     "tensorrt_rtx",
+    "pyarrow",
     "ray",
     "gradio",
     "torchmetrics",
@@ -190,3 +202,21 @@ def test_importing_takes_no_optional_dependency_along():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.strip() == ""
+
+
+def test_the_command_line_starts_without_torch():
+    code = (
+        "import sys, invfast, invfast.cli; assert set(invfast.__all__) <= set(dir(invfast)); invfast.__version__; "
+        "print(*sorted({'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == ""
+
+
+def test_public_names():
+    for name in invfast.__all__:
+        assert getattr(invfast, name) is not None
+    assert invfast.invert is importlib.import_module("invfast.api").invert
+    assert invfast.demo.load_pipeline
+    with pytest.raises(AttributeError, match="module 'invfast' has no attribute 'inver'"):
+        _ = invfast.inver

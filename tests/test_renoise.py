@@ -26,13 +26,14 @@ def schedule(steps=12, prediction="epsilon", **config):
     )
 
 
-def twin(function, model, x, nodes, prediction="epsilon", seed=7865, **settings):
+def twin(function, model, x, nodes, prediction="epsilon", seed=7865, channels=None, **settings):
     """The reference over a batch, image by image, with the noise and shifts that the method draws."""
     noise = noise_for(x.shape, seed).to(x.dtype)
     calls = settings["iterations"] + 2
     out = []
     for row, n in zip(x.split(1), noise.split(1), strict=True):
-        extra = {"noise": n, "uniform": draws(len(nodes), calls)} if function is reference.invert else {}
+        shifts = draws(len(nodes), calls, channels)
+        extra = {"noise": n, "uniform": shifts} if function is reference.invert else {}
         out.append(function(model, row, nodes, prediction, **settings, **extra))
     return torch.cat(out)
 
@@ -51,6 +52,10 @@ CASES = {
         {"iterations": 3, **MILD, "early": (0, 2), "late": (2, 4)},
     ),
     "published": (ReNoise(), {"iterations": 1, "lambda_kl": 0.065, "lambda_ac": 20.0}),
+    "the last iterate": (ReNoise(2, **MILD, average=False), {"iterations": 2, **MILD, "average": False}),
+    "the last iterate, plain": (ReNoise(9, **PLAIN, average=False), {"iterations": 9, "average": False}),
+    "capped": (ReNoise(9, **PLAIN, first_iterations=3), {"iterations": 9, "first_iterations": 3}),
+    "shifts by channel": (ReNoise(2, 0.0, 2.0, shifts="channel"), {"iterations": 2, "lambda_ac": 2.0, "channels": 4}),
 }
 
 
@@ -72,13 +77,17 @@ def test_a_step_in_float32(name, x0):
         assert distance(run(method, nodes, x0.float()).state["latents"], wanted) < 1e-5
 
 
+@pytest.mark.parametrize("prior", [0.0, 0.1])
 @pytest.mark.parametrize("iterations", [1, 2, 5])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_gnri_equals_its_reference(prediction, iterations, x0):
+def test_gnri_equals_its_reference(prediction, iterations, prior, x0):
     nodes = schedule(prediction=prediction)
-    wanted = twin(reference.invert_by_sign, network, x0, grid(nodes), prediction, iterations=iterations)
-    found = run(GNRI(iterations), nodes, x0)
+    settings = {"iterations": iterations, "prior": prior}
+    wanted = twin(reference.invert_by_sign, network, x0, grid(nodes), prediction, **settings)
+    found = run(GNRI(iterations, prior), nodes, x0)
     assert distance(found.state["latents"], wanted) < 1e-10
+    if prior and iterations > 1:
+        assert distance(run(GNRI(iterations), nodes, x0).state["latents"], wanted) > 1e-4
     assert found.residual.shape == (12, 3)
     if iterations == 1:
         assert distance(wanted, twin(ddim_alone, network, x0, grid(nodes), prediction, iterations=1)) < 1e-12
@@ -88,7 +97,10 @@ def ddim_alone(model, x, nodes, prediction, iterations):
     return ddim.invert(model, x, nodes, prediction)
 
 
-EVERY = [ReNoise(1, **PLAIN), ReNoise(9, **MILD), ReNoise(), GNRI(3)]
+EVERY = [
+    *(ReNoise(1, **PLAIN), ReNoise(9, **MILD), ReNoise(), GNRI(3), GNRI(3, 0.1)),
+    ReNoise(2, **MILD, average=False, shifts="channel"),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -120,6 +132,8 @@ def test_the_way_a_network_writes_its_output_changes_nothing(method, x0):
         (ReNoise(9, **PLAIN), 5, 10),
         (ReNoise(9), 6, 11),
         (ReNoise(7, **PLAIN), 5, 8),
+        (ReNoise(9, **PLAIN, average=False), 10, 10),
+        (ReNoise(9, first_iterations=2), 4, 11),
         (GNRI(3), 3, 3),
     ],
 )
@@ -127,6 +141,19 @@ def test_cost(method, early, late, x0):
     nodes, predict = schedule(), predictor(3)
     run(method, nodes, x0, predict)
     assert predict.evaluations == [3 * early + 9 * late] * 3
+
+
+def test_a_published_shift_of_zero_shrinks_the_noise():
+    """What makes x_T too small: a plane beside itself is all correlation."""
+    e = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(4))
+    zero, one = torch.zeros(4, 5, 4, 12), torch.zeros(4, 5, 12)
+    assert Whitener(e, 0.0, 20.0, "channel")(e, e, zero).std() < 0.9 * e.std()
+    assert Whitener(e, 0.0, 20.0)(e, e, one).std() > 0.95 * e.std()
+
+
+def test_the_last_iterate_without_regularisation_is_the_plain_fixed_point(x0):
+    wanted = run(FixedPoint(5), schedule(), x0).state["latents"]
+    assert distance(run(ReNoise(4, **PLAIN, average=False), schedule(), x0).state["latents"], wanted) < 1e-14
 
 
 def test_without_regularisation_a_window_of_one_is_the_plain_fixed_point(x0):
@@ -221,6 +248,10 @@ def test_settings_survive_a_file(tiny, peach, tmp_path):
         (partial(ReNoise, lambda_ac=float("nan")), "lambda_ac"),
         (partial(ReNoise, early_window=(3, 3)), r"early_window must be two integers 0 <= first < end, got \(3, 3\)"),
         (partial(ReNoise, late_window=5), "late_window"),
+        (partial(ReNoise, first_iterations=0), "first_iterations must be None or an integer of at least 1, got 0"),
+        (partial(ReNoise, average=2), "unknown ReNoise average 2"),
+        (partial(ReNoise, shifts="random"), "unknown ReNoise shifts 'random'"),
+        (partial(GNRI, prior=-1), "GNRI prior must be a finite number of at least 0, got -1"),
         (partial(GNRI, 0), "GNRI iterations must be an integer of at least 1"),
     ],
 )

@@ -18,7 +18,16 @@ from invfast.reference import ddim, noise_maps, reversible
 from invfast.stored import check_shapes
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-METHODS = [EDICT(), BDIA(), BDIA(0.9), OBELM(), NoiseMaps(), NoiseMaps(eta=0.3)]
+METHODS = [
+    EDICT(),
+    EDICT(alternate=False),
+    BDIA(),
+    BDIA(0.9, "source"),
+    OBELM(),
+    OBELM("source"),
+    NoiseMaps(),
+    NoiseMaps(eta=0.3),
+]
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 
 
@@ -95,7 +104,7 @@ def test_samplers_equal_their_references(prediction, x0):
         return back(method, nodes, {"latents": x, **state}, predict=predictor(3, function=function))
 
     pair = reversible.edict_sample(function, x, other, path, prediction)
-    assert distance(found(EDICT(), partner=other), pair[(nodes.num_steps) % 2]) < 1e-10
+    assert distance(found(EDICT(), partner=other), pair[0]) < 1e-10
     wanted = reversible.bdia_sample(function, x, other, path, prediction, gamma=0.8)
     assert distance(found(BDIA(0.8), previous=other), wanted) < 1e-10
     ratio = nodes.sigma / nodes.alpha
@@ -105,6 +114,26 @@ def test_samplers_equal_their_references(prediction, x0):
     maps = noise_for((3, nodes.num_steps, *x.shape[1:]), 5).double()
     wanted = noise_maps.sample(function, x, maps, path, prediction, eta=0.7)
     assert distance(found(NoiseMaps(0.7), maps=maps), wanted) < 1e-10
+
+
+@pytest.mark.parametrize("alternate", [True, False])
+@pytest.mark.parametrize("steps", [1, 2, 11, 12])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_edict_ends_with_x_and_its_partner(offset, steps, alternate, x0):
+    """On any number of steps; the step that moves nothing at steps_offset=0 mixes the pair once more."""
+    nodes = schedule(steps + 1 - offset, steps_offset=offset)
+    abar = float(nodes.alpha[0] ** 2)
+    whole = [(0, abar, abar)] * nodes.dropped + grid(nodes)
+    x, y = x0, 0.9 * x0 + 0.1 * x0.flip(0)
+    stepper = EDICT(alternate=alternate).sampler(Problem(nodes, dtype=x.dtype), nodes.num_steps)
+    state = integrate(Plain(stepper, predictor(3)), {"latents": x, "partner": y}, nodes, Hooks()).state
+    wanted = reversible.edict_sample(network, x, y, whole, alternate=alternate)
+    assert distance(state["latents"], wanted[0]) < 1e-10
+    assert distance(state["partner"], wanted[1]) < 1e-10
+    found = run(EDICT(alternate=alternate), nodes, x0).state
+    wanted = reversible.edict_invert(network, x0, whole, alternate=alternate)
+    assert distance(found["latents"], wanted[0]) < 1e-10
+    assert distance(found["partner"], wanted[1]) < 1e-10
 
 
 def test_what_is_kept_equals_its_reference(x0):

@@ -23,6 +23,7 @@ from invfast.methods import (
     Problem,
     PromptTuning,
 )
+from invfast.reference import ddim, fixed_point
 from invfast.reference import tuned as reference
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "set_alpha_to_one": False}
@@ -78,6 +79,7 @@ def sampled(method, nodes, x, kept, embeds, scale=None):
 
 TUNED = {
     "null-text": (NullText(3.0, learning_rate=RATE), "uncond"),
+    "null-text, stopping after": (NullText(3.0, learning_rate=RATE, tolerance=0.02, stop="after"), "uncond"),
     "null-text, strict": (NullText(7.5, 4, RATE, **STRICT), "uncond"),
     "prompt tuning": (PromptTuning(3.0, learning_rate=RATE), "cond"),
     "prompt tuning, strict": (PromptTuning(7.5, 4, RATE, **STRICT), "cond"),
@@ -96,7 +98,7 @@ def test_equals_its_reference(name, prediction, x0):
         cond, uncond = (e[j : j + 1] for e in embeds)
         way = reference.path(network, row, grid(nodes), prediction, cond)
         settings = {"which": which, "scale": method.guidance_scale, "iterations": method.iterations}
-        settings |= {"learning_rate": RATE, "tolerance": method.tolerance}
+        settings |= {"learning_rate": RATE, "tolerance": method.tolerance, "stop": method.stop}
         wanted, end = reference.tune(network, way, grid(nodes), prediction, cond, uncond, **settings)
         assert distance(x[j], way[-1][0]) < 1e-12
         assert distance(kept["embeds"][j], torch.cat(wanted)) < 1e-8
@@ -141,6 +143,8 @@ def test_cost(x0):
     assert predict.evaluations == [6 * (1 + 4 + 1)] * 3
     _, _, predict = inverted(NullText(7.5, 4, tolerance=1e9), nodes, x0, embeds)
     assert predict.evaluations == [6 * 2] * 3
+    _, _, predict = inverted(NullText(7.5, 4, tolerance=1e9, stop="after"), nodes, x0, embeds)
+    assert predict.evaluations == [6 * 3] * 3  # the update that followed is looked at
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -171,6 +175,27 @@ def test_direct_returns_to_the_image_and_leaves_edits_to_the_network(x0):
     problem, predict = setting(nodes, x, tuple(e + 0.2 for e in embeds), 7.5)
     plain = integrate(Plain(DDIM().sampler(problem, 6), predict), {"latents": x}, nodes, Hooks()).state["latents"]
     assert distance(both[3:], plain) < 1e-12
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.4, 2.5])
+def test_the_way_up_under_a_guidance_of_its_own(scale, x0):
+    """Any inner method, below 1 and above."""
+    nodes, embeds = schedule(), embeddings(3, torch.float64)
+    cond, uncond = embeds
+
+    def mixed(x, t):
+        without = network(x, t, uncond)
+        return without + scale * (network(x, t, cond) - without)
+
+    problem = Problem(nodes, scale, dtype=x0.dtype, embeds=embeds)
+    for method, twin in (
+        (Direct(inverse_guidance=scale), ddim.invert),
+        (NullText(method=FixedPoint(2), inverse_guidance=scale), partial(fixed_point.invert, iterations=2)),
+        (Direct(method=FixedPoint(1, warm_start="linear")), partial(fixed_point.invert, iterations=1, history=2)),
+    ):
+        predict = Conditioned(network, {EMBEDS: torch.cat(embeds)}, 3, 2, x0.dtype, True)
+        found = integrate(Plain(method.inverter(problem), predict), {"latents": x0}, nodes, Hooks()).state["latents"]
+        assert distance(found, twin(mixed, x0, grid(nodes))) < 1e-10
 
 
 def tuned_both_ways(method, x0):
@@ -267,6 +292,12 @@ def test_direct_shows_a_network_that_failed(x0):
         (partial(PromptTuning, learning_rate=0), ValueError, "PromptTuning learning_rate must be a finite number"),
         (partial(PromptTuning, tolerance=-1), ValueError, "PromptTuning tolerance must be a finite number"),
         (partial(NegativePrompt, float("nan")), ValueError, "NegativePrompt guidance_scale"),
+        (
+            partial(Direct, inverse_guidance=-1),
+            ValueError,
+            "Direct inverse_guidance must be a finite number of at least",
+        ),
+        (partial(NullText, stop="now"), ValueError, "unknown NullText stop 'now'"),
         (partial(Direct, method="ddim"), TypeError, "Direct method must be a Method instance, got 'ddim'"),
         (partial(Direct, method=EDICT()), ValueError, "one that plain DDIM sampling undoes, such as DDIM"),
         (partial(NullText, method=NegativePrompt()), ValueError, "one that plain DDIM sampling undoes"),

@@ -35,6 +35,23 @@ def test_files_keep_what_the_way_back_needs(inversions, tiny, tmp_path):
         assert distance(alone[0], both[1]) < 1e-10
 
 
+def test_the_way_up_under_a_guidance_of_its_own(tiny, peach):
+    """0 is the negative prompt alone, above 1 what `invert` warns of; the way back still leads to the image."""
+    given = {"num_inference_steps": 2, "dtype": "float64"}
+    say = partial(invert, tiny, peach, "noto peach", negative_prompt="photo cat", **given)
+    none = say(method=Direct(inverse_guidance=0.0))
+    assert distance(none.latents, invert(tiny, peach, "photo cat", method="ddim", **given).latents) < 1e-10
+    with pytest.warns(UserWarning, match="amplifies"):
+        plain = say(method="ddim", guidance_scale=3.0)
+    inv = say(method=ForwardStart(1, DDIM()))
+    assert inv.method.inverse_guidance is None
+    inv = say(method=Direct(inverse_guidance=3.0))
+    assert distance(inv.latents, plain.latents) < 1e-10
+    assert distance(reconstruct(tiny, inv, output_type="latent", dtype="float64").latents, inv.init_latents) < 1e-10
+    half = say(method=Direct(inverse_guidance=0.5)).latents
+    assert distance(half, none.latents) > 1e-3
+
+
 def test_reconstruct_takes_the_methods_guidance(inversions, tiny):
     for inv in inversions:
         assert inv.guidance_scale == 1.0

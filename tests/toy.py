@@ -18,7 +18,7 @@ def network(x: torch.Tensor, t: torch.Tensor | int, **_: torch.Tensor) -> torch.
 
 def rewritten(schedule: Schedule):
     """`network` as noise prediction, its output written as the schedule's prediction type."""
-    levels = dict(zip(schedule.t[1:].tolist(), zip(schedule.alpha[1:], schedule.sigma[1:], strict=True), strict=True))
+    levels = dict(zip(schedule.t.tolist(), zip(schedule.alpha, schedule.sigma, strict=True), strict=True))
 
     def function(x: torch.Tensor, t: torch.Tensor | int, **static: torch.Tensor) -> torch.Tensor:
         alpha, sigma = levels[int(t)]

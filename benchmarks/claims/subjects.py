@@ -36,9 +36,8 @@ class Subject:
         shards: of how many images.
         each: images a shard.
         prompted: whether it is told what to draw.
-        starts: K of the forward starts, as the paper counts.
+        starts: K of the forward starts.
         others: methods beside them, DDIM and `auto`.
-        dropped: 1 where the first step of the paper moves nothing (steps_offset=0) and is none here.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Subject:
     prompted: bool
     starts: tuple[int, ...] = (1, 2, 3, 5)
     others: tuple[str, ...] = ()
-    dropped: int = 0
 
     def prompts(self, count: int | None = None) -> list[str] | str:
         """What the first images of a shard show: the bundled samples' captions in turn."""
@@ -65,7 +63,7 @@ class Subject:
         """By name."""
         return {
             "ddim": METHODS["ddim"],
-            **{started(k): ForwardStart(k - self.dropped) for k in self.starts},
+            **{started(k): ForwardStart(k) for k in self.starts},
             AUTO: Auto(budget=1.2),
             **{name: METHODS[name] for name in self.others},
         }
@@ -101,10 +99,10 @@ PRIOR = ("easyinv", "renoise", "fixed_point")
 SUBJECTS = (
     Subject("latent", demo.load_pipeline, (4, 16, 16), 20, 4, 64, True, SHARES, PRIOR),
     Subject("flow", demo.load_flow_pipeline, (4, 16, 16), 20, 1, 64, True),
-    Subject("pixel", demo.load_pixel_pipeline, (3, 32, 32), 20, 32, 128, False, (2, 3, 5), dropped=1),
+    Subject("pixel", demo.load_pixel_pipeline, (3, 32, 32), 20, 32, 128, False, (1, 2, 3, 5)),
 )
 QUICK = (
     Subject("latent", demo.load_pipeline, (4, 16, 16), 10, 1, 64, True, (1, 2), ("easyinv",)),
     Subject("flow", demo.load_flow_pipeline, (4, 16, 16), 8, 1, 16, True, (1, 2)),
-    Subject("pixel", demo.load_pixel_pipeline, (3, 32, 32), 10, 2, 64, False, (2, 3), dropped=1),
+    Subject("pixel", demo.load_pixel_pipeline, (3, 32, 32), 10, 2, 64, False, (1, 2)),
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from invfast.adapters import door
 from invfast.adapters.base import Adapter, Prompts
+from invfast.adapters.decoder_inversion import DecoderInversion
 from invfast.adapters.deepfloyd import DeepFloyd
 from invfast.adapters.dit import DiT
 from invfast.adapters.flux import Flux
@@ -48,4 +49,13 @@ def resolve(pipe: Any) -> type[Adapter]:
     raise TypeError(door.foreign(pipe, {each.pipelines[0]: each.description for each in ADAPTERS}))
 
 
-__all__ = ["ADAPTERS", "Adapter", "Prompts", "StableDiffusion", "StableDiffusionXL", "Unconditional", "resolve"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "DecoderInversion",
+    "Prompts",
+    "StableDiffusion",
+    "StableDiffusionXL",
+    "Unconditional",
+    "resolve",
+]

@@ -55,7 +55,28 @@ class Autoencoder:
         Raises:
             FloatingPointError: the output is not finite.
         """
-        pixels = images.to_pixels(image, self.factor * halvings, height, width)
+        return self._encoded(images.to_pixels(image, self.factor * halvings, height, width))
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) pixels in [0, 1], float32.
+
+        Raises:
+            FloatingPointError: the output is not finite.
+        """
+        return (self._decoded(latents).float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encoded_again(self, latents: torch.Tensor) -> torch.Tensor:
+        """E(D(z)): what the encoder makes of the picture that latents are decoded to, none rounded to 8 bits.
+
+        Raises:
+            FloatingPointError: the output is not finite.
+        """
+        return self._encoded(self._decoded(latents).clamp(-1, 1))
+
+    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+        """x_0 of pixels in [-1, 1]."""
         vae, dtype = self._ready()
         with lock_of(vae) if self.frames else nullcontext():
             x = _one_by_one(
@@ -65,13 +86,8 @@ class Autoencoder:
         shift, scale = self._normalisation()
         return (x.to(self.latent_dtype) - shift) * scale
 
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) pixels in [0, 1], float32.
-
-        Raises:
-            FloatingPointError: the output is not finite.
-        """
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels of x_0, mostly in [-1, 1], in the VAE's dtype."""
         vae, dtype = self._ready()
         shift, scale = self._normalisation()
         x = latents / scale + shift
@@ -80,7 +96,7 @@ class Autoencoder:
                 lambda each: self._flat(vae.decode(self._framed(each), return_dict=False)[0]), x.to(dtype)
             )
         _check_finite(pixels, "decoding")
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return pixels
 
     def _framed(self, x: torch.Tensor) -> torch.Tensor:
         return x.unsqueeze(2) if self.frames else x

@@ -161,12 +161,15 @@ class Adapter(ABC):
     def interrupted(self) -> bool:
         return self._call.interrupted
 
+    def are_latents(self, image: Any) -> bool:
+        """Whether what a user passes as images is taken for latents."""
+        return isinstance(image, torch.Tensor) and image.ndim == 4 and image.shape[1] == self.denoiser.form.channels
+
     def latents_of(self, image: Any, height: int | None, width: int | None) -> torch.Tensor | None:
         """The image where it is already latents, (B, C, h, w) of the network's channels, checked; else None."""
-        channels = self.denoiser.form.channels
-        if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[1] != channels:
+        if not self.are_latents(image):
             return None
-        x = image.detach()
+        x, channels = image.detach(), self.denoiser.form.channels
         if height is not None or width is not None:
             raise ValueError("height and width resize images; latents keep their size, pass neither")
         if x.numel() == 0 or not x.is_floating_point() or not bool(x.isfinite().all()):

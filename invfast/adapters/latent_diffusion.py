@@ -24,12 +24,15 @@ class LatentDiffusion(Unconditional):
     def parts(self) -> dict[str, torch.nn.Module]:
         return {"network": self.pipe.unet, "vae": self.pipe.vqvae}
 
+    def are_latents(self, image: Any) -> bool:
+        return self.channels != 3 and super().are_latents(image)
+
     def encode(self, image: Any, height: int | None, width: int | None) -> torch.Tensor:
         """x_0 (B, C, h, w); sizes are multiples of what autoencoder and network halve.
 
         Latents of three channels, as the published models have them, look like images: then every tensor is images.
         """
-        latents, vae = None if self.channels == 3 else self.latents_of(image, height, width), Autoencoder.of(self)
+        latents, vae = self.latents_of(image, height, width), Autoencoder.of(self)
         if latents is not None:
             return latents
         return vae.encode(image, height, width, unets.halvings(self.pipe.unet))

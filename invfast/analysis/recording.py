@@ -86,7 +86,7 @@ def record(
     grid = grids.of_call(model, schedule, num_inference_steps, None, None)(start.shape)
     embeds = options.get("prompt_embeds"), options.get("negative_prompt_embeds")
     texts = arguments.texts(len(start), prompt, negative_prompt, *embeds)
-    begin = _sampling(start, grid, texts, guidance_scale)
+    begin = sampling(start, grid, texts, guidance_scale)
     outputs, nodes = [], [start]
 
     def keep(pipe: Any, step: int, t: int | float, tensors: dict[str, torch.Tensor]) -> None:
@@ -101,7 +101,7 @@ def record(
     return Recording(start, end, torch.stack(outputs), torch.stack(nodes), grid, exact)
 
 
-def _sampling(
+def sampling(
     noise: torch.Tensor, grid: Schedule, texts: tuple[list[str] | None, list[str] | None], guidance: float
 ) -> Inversion:
     """What `reconstruct` needs to sample from noise that no inversion found."""

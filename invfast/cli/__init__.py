@@ -11,6 +11,8 @@ import typer
 
 from invfast.cli import edits, figures, images, machine
 from invfast.cli.analyze import analyze
+from invfast.cli.batch import batch
+from invfast.cli.watermark import watermark
 
 app = typer.Typer(
     help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
@@ -25,11 +27,13 @@ COMMANDS = (
     figures.interpolate,
     figures.compare,
     analyze,
+    batch,
     machine.doctor,
     machine.export,
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(watermark, name="watermark")
 app.add_typer(machine.cache, name="cache")
 
 

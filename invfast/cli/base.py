@@ -49,6 +49,19 @@ def stop_if_asked(pipe: Any, step: int, t: int | float, tensors: dict[str, Any])
 
     An interrupt that arrives inside a destructor, or an import under a broad `except`, is lost in there.
     """
+    check_stop()
+
+
+def stop_on(*names: str) -> None:
+    """Signals that end the command as Ctrl-C does, but those that are ignored, as nohup's SIGHUP is."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _stop)
+
+
+def check_stop() -> None:
+    """`stop_if_asked` for whoever asks."""
     if _stop_asked.is_set():
         raise KeyboardInterrupt
 
@@ -71,6 +84,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             err.print("interrupted", style="red")
             sys.stdout.flush()
             os._exit(130)  # everything is unwound by now; tearing torch down would take a second more
+        except typer.Exit:  # a RuntimeError, and no failure
+            raise
         except (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             if os.environ.get("INVFAST_TRACEBACK"):
                 raise
@@ -106,47 +121,25 @@ def write(path: Path, content: bytes) -> None:
 
 
 def load_model(model: str, device: str | None) -> Any:
-    """The bundled pipeline, one in a folder, or one of the hub; only the last may touch the network."""
-    import diffusers
-    import torch
-    import transformers
+    """`loading.load` with its progress on stderr, where that is a terminal."""
+    from invfast import loading
 
-    from invfast import demo
+    announce(model)
+    pipe = loading.load(model, device)
+    pipe.set_progress_bar_config(file=sys.stderr, disable=not err.is_terminal)
+    return pipe
+
+
+def announce(model: str) -> None:
+    """Says what may touch the network, and keeps bars off what is no terminal."""
+    import diffusers
+    import transformers
 
     if not err.is_terminal:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-    if not model:
-        pipe = demo.load_pipeline()
-    else:
-        local = Path(model).exists()
-        if not local:
-            err.print(f"loading {model} from the hub or its cache")
-        pipe = _safely(diffusers.DiffusionPipeline, model, local)
-    pipe.set_progress_bar_config(file=sys.stderr, disable=not err.is_terminal)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _safely(cls: Any, model: str, local: bool) -> Any:
-    """The pipeline from safetensors alone: any other kind of weights would be unpickled.
-
-    Raises:
-        OSError: weights are missing in that format; says how to get them.
-    """
-    try:
-        for index in Path(model).rglob("*.safetensors.index.json"):
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            others = sorted({name for name in shards if not name.endswith(".safetensors")})
-            if others:
-                raise OSError(f"{str(index)!r} names {others[0]!r} among its safetensors")
-        return cls.from_pretrained(model, local_files_only=local, use_safetensors=True)
-    except OSError as error:
-        if "safetensors" not in str(error):
-            raise
-        raise OSError(
-            f"{error}\nWeights are read as safetensors only, never unpickled (.bin, .pt, .ckpt): where you trust them, "
-            "load them once with diffusers and write them with pipe.save_pretrained(folder)"
-        ) from error
+    if model and not Path(model).exists():
+        err.print(f"loading {model} from the hub or its cache")
 
 
 def result(report: dict[str, Any], lines: list[str], as_json: bool) -> None:

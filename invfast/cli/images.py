@@ -41,9 +41,15 @@ def invert(
         str, typer.Option(help="auto, ddim, ... (`invfast doctor` lists them), or with settings, auto(budget=1.2).")
     ] = "auto",
     steps: Steps = 50,
+    strength: Annotated[
+        float, typer.Option(help="How much of the grid is walked, from the image, in (0, 1]; 1 leads to noise.")
+    ] = 1.0,
     prompt: Prompts = ("",),
     guidance: Guidance = 1.0,
     size: Size = None,
+    encode: Annotated[
+        str, typer.Option(help="How images become latents: encoder, or decoder, for pictures the model made.")
+    ] = "encoder",
     batch: Annotated[int, typer.Option(min=1, help="Images run at once, as far as they share a size.")] = 1,
     dtype: Dtype = None,
     seed: Seed = 23530,
@@ -77,9 +83,11 @@ def invert(
                 prompts[run],
                 method=chosen,
                 num_inference_steps=steps,
+                strength=strength,
                 guidance_scale=guidance,
                 height=size,
                 width=size,
+                encode=encode,
                 dtype=dtype,
                 generator=[torch.Generator().manual_seed(seed) for _ in images[run]],
                 runtime=runtime,

@@ -76,4 +76,10 @@ class ReparametrisedUNet(UNet2DConditionModel):
 def as_flow(schedule: Schedule) -> Schedule:
     """The same grid in the variables of a flow, for the same network behind "flow"."""
     whole = schedule.alpha + schedule.sigma
-    return Schedule(t=1000 * schedule.sigma / whole, alpha=schedule.alpha / whole, prediction_type=FLOW)
+    return Schedule(
+        t=1000 * schedule.sigma / whole,
+        alpha=schedule.alpha / whole,
+        prediction_type=FLOW,
+        dropped=schedule.dropped,
+        beyond=schedule.beyond,
+    )

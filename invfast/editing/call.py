@@ -105,7 +105,10 @@ def edit(
         output = (
             latents if output_type == "latent" else present(_decoded(plain, latents, inversion, allowed), output_type)
         )
-    return Reconstruction(images=output, latents=latents, stats=stats) if return_dict else (output,)
+    partner = found.state.get("partner")
+    if partner is not None:
+        partner = partner.chunk(chosen.rows, 1)[-1].contiguous()
+    return Reconstruction(images=output, latents=latents, stats=stats, partner=partner) if return_dict else (output,)
 
 
 def _state(editor: Editor, inversion: Inversion, style: Inversion | None) -> State:

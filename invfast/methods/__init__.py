@@ -20,6 +20,7 @@ from invfast.methods.gnri import GNRI
 from invfast.methods.noise_maps import NoiseMaps
 from invfast.methods.renoise import ReNoise
 from invfast.methods.reversible import BDIA, EDICT, OBELM
+from invfast.methods.solver import DPMSolver
 from invfast.methods.tuned import NegativePrompt, NullText, PromptTuning
 
 METHODS: dict[str, Method] = {
@@ -35,6 +36,7 @@ METHODS: dict[str, Method] = {
     "edict": EDICT(),
     "bdia": BDIA(),
     "obelm": OBELM(),
+    "dpm_solver": DPMSolver(),
     "noise_maps": NoiseMaps(),
     "renoise": ReNoise(),
     "gnri": GNRI(),
@@ -61,6 +63,7 @@ CLASSES = {
         EDICT,
         BDIA,
         OBELM,
+        DPMSolver,
         NoiseMaps,
         ReNoise,
         GNRI,
@@ -132,6 +135,7 @@ __all__ = [
     "METHODS",
     "OBELM",
     "Auto",
+    "DPMSolver",
     "Direct",
     "EasyInv",
     "Euler",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -12,6 +12,9 @@ from invfast import rows
 from invfast.counts import Counts
 from invfast.ops import REFERENCE, Kernels
 from invfast.schedule import Schedule, Step
+
+ENDS = ("target", "source")
+"""Which end of a step the network may be asked at."""
 
 State = dict[str, torch.Tensor]
 """What a step hands to the next, by name: always "latents" (B, C, h, w); others have that shape or (B, n, C, h, w)."""
@@ -75,7 +78,7 @@ class Problem:
 
     Args:
         schedule: the grid.
-        guidance_scale: above 1 the network answers with two outputs.
+        guidance_scale: elsewhere than at 1 the network answers with two outputs.
         device, dtype: of latents and tables; float64 for a float64 network, else float32.
         draw: (shape, seed) -> standard normal noise (B, ...), each image's from a generator of its own; takes the
             method's own seed.
@@ -97,7 +100,7 @@ class Problem:
 
     def place_guided(self, table: torch.Tensor) -> torch.Tensor:
         """A table whose last input is the network's output, guidance folded in, on the device."""
-        return self.place(rows.guided(table, self.guidance_scale) if self.guidance_scale > 1 else table)
+        return self.place(rows.guided(table, self.guidance_scale) if self.guidance_scale != 1 else table)
 
 
 class Stepper:
@@ -186,6 +189,12 @@ class Wrapping(Stepper):
         return {**new, **self.around(step, state)}, sums
 
 
+def check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Raises ValueError where a setting is none of those it may be."""
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; expected one of {tuple(known)}")
+
+
 def per_sample(flag: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A flag an image, (B,), in the shape that broadcasts over what `like` (B, ...) holds of each."""
     return flag.reshape((-1,) + (1,) * (like.ndim - 1))
@@ -201,6 +210,10 @@ class Method:
 
     guidance_scale: float | None = None
     """What the way back is meant to run at, above 1; None for methods to which guidance is a matter of the caller's."""
+    own_sampler: str | None = None
+    """The scheduler of diffusers whose grid it runs on and whose steps its way back takes; None: DDIM's or Euler's."""
+    inverse_guidance: float | None = None
+    """What the way up runs at, where that is a setting of the method's; None where it is a matter of the caller's."""
     flow_only: bool = False
     """Whether it is for rectified flow alone."""
     differentiates: bool = False

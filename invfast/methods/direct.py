@@ -27,14 +27,17 @@ class AtGuidance(Method):
     Args:
         guidance_scale: of the way back, above 1.
         method: the one that inverts; one that is sampled by DDIM.
+        inverse_guidance: of the way up, at least 0, where it is another than 1: 0 is the negative prompt alone.
 
     Raises:
-        ValueError: guidance of at most 1, or a method that brings a sampler or a guidance of its own.
+        ValueError: guidance of at most 1, a negative one upwards, or a method that brings a sampler or a guidance of
+            its own.
         TypeError: `method` is no Method.
     """
 
     guidance_scale: float = 7.5
     method: Method = field(default_factory=DDIM)
+    inverse_guidance: float = 1.0
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -108,6 +111,9 @@ def check_settings(method: Method) -> None:
     name, scale, inner = type(method).__name__, method.guidance_scale, method.method
     if not isinstance(scale, Real) or not 1 < scale < float("inf"):
         raise ValueError(f"{name} guidance_scale must be a finite number above 1, got {scale!r}")
+    upwards = method.inverse_guidance
+    if not isinstance(upwards, Real) or not 0 <= upwards < float("inf"):
+        raise ValueError(f"{name} inverse_guidance must be a finite number of at least 0, got {upwards!r}")
     if not isinstance(inner, Method):
         raise TypeError(f"{name} method must be a Method instance, got {inner!r}")
     if type(inner).sampler is not Method.sampler or inner.guidance_scale is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from invfast import rows
 from invfast.methods.base import Linear, Method, Problem
+from invfast.schedule import Schedule
 
 VARIANTS = ("after", "before")
 
@@ -22,12 +23,14 @@ class EasyInv(Method):
     Args:
         eta: weight of the new latent in (0, 1]; 1 is DDIM inversion.
         start: fraction p of the grid before the window.
-        length: fraction L of the window; blended are the steps i > 0 with p N < i < (p + L) N, both strict.
+        length: fraction L of the window; blended are the steps i > 0 with p N < i < (p + L) N, both strict. N and i
+            count as the paper's code does (`Schedule.length`): with the step that a grid with steps_offset=0 begins
+            with, which moves nothing and is not taken here.
         variant: "after" blends the step's result with its input; "before" blends the step's input with the input of
             the step before, and the noise is predicted from the unblended latent.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range, or (when run) a partial grid that ends before the window begins.
     """
 
     eta: float = 0.5
@@ -57,10 +60,21 @@ class EasyInv(Method):
 
     def inverter(self, problem: Problem, start: int = 0) -> Linear:
         schedule = problem.schedule
-        up, window = rows.up(schedule), self.window(schedule.num_steps)
+        window = self._window_of(schedule)
+        up = rows.up(schedule)
         steps = range(start, schedule.num_steps)
         if self.variant == "after":
             table = rows.damp(rows.explicit(up), self.eta, window)
             return Linear(problem.kernels, problem.place_guided(table), steps)
         table = rows.blend_before(up, self.eta, window)
         return Linear(problem.kernels, problem.place_guided(table), steps, ("last",))
+
+    def _window_of(self, schedule: Schedule) -> range:
+        """The blended steps of a grid, by its own numbers; the whole grid counts where it is a part."""
+        whole, first, end = self.window(schedule.length), schedule.dropped, schedule.dropped + schedule.num_steps
+        if whole and whole.start >= end:
+            raise ValueError(
+                f"EasyInv blends steps {whole.start} to {whole.stop - 1} of {schedule.length}, and this part of the "
+                f"grid has only the first {end}; take a greater strength"
+            )
+        return range(max(whole.start, first) - first, max(min(whole.stop, end), first) - first)

@@ -12,7 +12,7 @@ from numbers import Integral, Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State, Stepper, per_sample
+from invfast.methods.base import ENDS, Method, Predict, Problem, State, Stepper, check_choice, per_sample
 from invfast.schedule import FLOW, Step
 
 MIXINGS = ("plain", "averaged", "anderson")
@@ -39,6 +39,9 @@ class FixedPoint(Method):
             step; 0 spends all iterations. Nor is one whose residual is down at the rounding of the network's dtype and
             no longer falls: `Stats.reached` is False for it, as for one on which the iterations ran out.
         window: values Anderson combines, the newest included, 2 to 4.
+        first: where a warm start has no noise yet, at which end of the first step it asks for one, "target" or
+            "source". Uni-Inv's code takes "source", and the data at alpha = 1: a grid of a scheduler with
+            set_alpha_to_one=True.
 
     Raises:
         ValueError: a value outside its range.
@@ -49,8 +52,12 @@ class FixedPoint(Method):
     warm_start: str | None = None
     tolerance: float = 0.0
     window: int = 3
+    first: str = "target"
 
     def __post_init__(self) -> None:
+        check_choice("FixedPoint first", self.first, ENDS)
+        if self.first == "source" and self.warm_start is None:
+            raise ValueError("FixedPoint first='source' is how a warm start begins; pass warm_start, or leave it out")
         if not isinstance(self.iterations, Integral) or self.iterations < 1:
             raise ValueError(f"FixedPoint iterations must be an integer of at least 1, got {self.iterations!r}")
         if self.mixing not in MIXINGS:
@@ -87,9 +94,11 @@ class Implicit(Stepper):
         self.memory = {"plain": 0, "averaged": 1, "anderson": method.window - 1}[method.mixing]
         self.order = EXTRAPOLATIONS[method.warm_start]
         if self.order:
+            cold = rows.from_source(schedule) if method.first == "source" else rows.explicit(up)
+            self.begun = problem.place_guided(cold)
             self.forecast = problem.place(rows.forecast(schedule, self.order, start))
             self.slope = problem.place_guided(rows.slope(schedule))
-            self.is_output = schedule.prediction_type in ("epsilon", FLOW) and problem.guidance_scale <= 1
+            self.is_output = schedule.prediction_type in ("epsilon", FLOW) and problem.guidance_scale == 1
 
     @property
     def phases(self) -> tuple[range, ...]:
@@ -121,7 +130,8 @@ class Implicit(Stepper):
         if not self.order:
             return {"x": x, "y": x}
         if step.i == self.steps.start:  # no noise yet: one evaluation more, as Uni-Inv does
-            return {"x": x, "y": self.kernels.lincomb((x, x, *predict(x, step.t)), self.up, step.index)[0]}
+            output = predict(x, step.source_t if self.method.first == "source" else step.t)
+            return {"x": x, "y": self.kernels.lincomb((x, *output), self.begun, step.index)[0]}
         history = [state[f"noise_{j}"] for j in range(1, self.order + 1)]
         return {"x": x, "y": self.kernels.lincomb((x, *history), self.forecast, step.index)[0]}
 

@@ -125,8 +125,11 @@ class RFInversion(FlowMethod):
         return Pulled(problem, table, steps, lambda x: problem.draw(x.shape, self.seed))
 
     def sampler(self, problem: Problem, start: int) -> Pulled:
-        total = problem.schedule.num_steps
-        table = rows.pulled_down(problem.schedule, self.eta, round(self.share * total))
+        whole, beyond = (
+            problem.schedule.length,
+            problem.schedule.beyond,
+        )  # what a part of the grid leaves out comes first
+        table = rows.pulled_down(problem.schedule, self.eta, max(0, round(self.share * whole) - beyond))
         return Pulled(problem, table, range(start - 1, -1, -1))
 
 

@@ -18,8 +18,8 @@ from numbers import Integral, Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State, Stepper
-from invfast.methods.whiten import Whitener, draws
+from invfast.methods.base import Method, Predict, Problem, State, Stepper, check_choice
+from invfast.methods.whiten import SHIFTS, Whitener, draws
 from invfast.schedule import Step
 
 EARLY = 250
@@ -36,6 +36,11 @@ class ReNoise(Method):
         lambda_ac: of that towards no autocorrelation, at least 0; both 0 switch regularisation off.
         early_window: (first, end) of the iterations that are averaged, for t < 250.
         late_window: the same for the other steps.
+        average: whether the window is averaged; else the last iterate is the result, and all noises but the first pass
+            through the regularisation wherever the window begins.
+        first_iterations: K for t < 250 at most, as the published code caps it (at 5); None leaves it at K.
+        shifts: those of the autocorrelation, "shared" by all channels and from 1 on, or as published one a "channel"
+            and from 0 on, which compares a plane with itself and shrinks it.
         seed: image j of a batch draws the noise of its reference from a generator of seed + j, unless `invert` is
             given generators; the default is the published one, and not the one that ForwardStart draws with.
 
@@ -49,10 +54,18 @@ class ReNoise(Method):
     early_window: Sequence[int] = (0, 5)
     late_window: Sequence[int] = (8, 10)
     seed: int = 7865
+    average: bool = True
+    first_iterations: int | None = None
+    shifts: str = "shared"
 
     def __post_init__(self) -> None:
         if not isinstance(self.iterations, Integral) or self.iterations < 1:
             raise ValueError(f"ReNoise iterations must be an integer of at least 1, got {self.iterations!r}")
+        cap = self.first_iterations
+        if cap is not None and (not isinstance(cap, Integral) or cap < 1):
+            raise ValueError(f"ReNoise first_iterations must be None or an integer of at least 1, got {cap!r}")
+        check_choice("ReNoise average", self.average, (True, False))
+        check_choice("ReNoise shifts", self.shifts, SHIFTS)
         for name in ("lambda_kl", "lambda_ac"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not 0 <= value < float("inf"):
@@ -93,7 +106,6 @@ class Renoiser(Stepper):
             self.noise = problem.place_guided(rows.noise(schedule))
             self.moved = problem.place(rows.moved(schedule))
             self.diffuse = problem.place(rows.diffuse(schedule, start))
-            self.drawn = problem.place(draws(schedule.num_steps, method.iterations + 2))
 
     @property
     def phases(self) -> tuple[range, ...]:
@@ -105,23 +117,30 @@ class Renoiser(Stepper):
         x = state["latents"]
         if not self.method.regularised:
             return {"latents": x}
-        self.whiten = Whitener(x, self.method.lambda_kl, self.method.lambda_ac)
+        self.whiten = Whitener(x, self.method.lambda_kl, self.method.lambda_ac, self.method.shifts)
+        channels = x.shape[1] if self.method.shifts == "channel" else None
+        steps, calls = self.problem.schedule.num_steps, self.method.iterations + 2
+        self.drawn = self.problem.place(draws(steps, calls, channels))
         return {"latents": x, "origin": x, "added": self.problem.draw(x.shape, self.method.seed)}
 
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, torch.Tensor]:
         x = y = state["latents"]
-        window = range(*(self.method.early_window if step.i < self.first_late else self.method.late_window))
+        early, average = step.i < self.first_late, self.method.average
+        window = range(*(self.method.early_window if early else self.method.late_window))
         last = self.method.iterations
-        if last >= window.start:
+        if early and self.method.first_iterations:
+            last = min(last, self.method.first_iterations)
+        if average and last >= window.start:
             last = min(last, window.stop - 1)  # nothing after the window changes the mean
         reference, mean = self._reference(step, state, predict), None
         for k in range(last + 1):
             output = predict(y, step.t)
             f, sums = self.kernels.lincomb_residual((x, y, *output), self.up, step.index, y)
             found = [f, *self._noise(step, y, output)]
-            if k in window:
+            if average and k in window:
                 mean = found if mean is None else self._mean(mean, found, k - window.start)
-            y = f if k < window.start or k == last else self._whitened(step, k, found, reference)
+            regular = k < last and k >= window.start if average else k > 0 or window.start == 0
+            y = self._whitened(step, k, found, reference) if regular else f
         if mean is not None:
             y = self._whitened(step, last + 1, mean, reference)
         return {**state, "latents": y}, sums

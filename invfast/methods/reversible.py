@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 
 from invfast import rows
-from invfast.methods.base import Method, Predict, Problem, State, Stepper
+from invfast.methods.base import ENDS, Method, Predict, Problem, State, Stepper, check_choice
 from invfast.schedule import Step
 
 
@@ -23,24 +23,30 @@ from invfast.schedule import Step
 class EDICT(Method):
     """2 N evaluations in either direction. The partner of x_T is kept in the state.
 
+    The way back ends with x and its partner y, which are equal but under another prompt or guidance. x is the result,
+    as published; y is `Reconstruction.partner`.
+
     Args:
         p: weight of a latent itself in the mixing, in (0, 1]; 1 couples the two by their noises alone.
+        alternate: whether x and y take turns in moving first, as published; else x always does.
 
     Raises:
-        ValueError: p outside its range.
+        ValueError: a value outside its range.
     """
 
     p: float = 0.93
+    alternate: bool = True
 
     def __post_init__(self) -> None:
         _check_fraction("EDICT p", self.p)
+        check_choice("EDICT alternate", self.alternate, (True, False))
 
     def inverter(self, problem: Problem, start: int = 0) -> Coupled:
-        first, second = rows.edict(problem.schedule, self.p)[:2]
+        first, second = rows.edict(problem.schedule, self.p, self.alternate)[:2]
         return Coupled(problem, first, second, range(start, problem.schedule.num_steps), up=True)
 
     def sampler(self, problem: Problem, start: int) -> Coupled:
-        first, second = rows.edict(problem.schedule, self.p)[2:]
+        first, second = rows.edict(problem.schedule, self.p, self.alternate)[2:]
         return Coupled(problem, first, second, range(start - 1, -1, -1), up=False)
 
 
@@ -50,18 +56,24 @@ class BDIA(Method):
 
     Args:
         gamma: in (0, 1]. Below 1 sampling is smoother, and each inversion step multiplies errors by 1 / gamma.
+        first: at which end of the first step the network is asked, "target" or "source"; all others ask at the
+            source's. The authors' code begins with "source".
 
     Raises:
-        ValueError: gamma outside its range, or (when run) a grid whose steps do not join.
+        ValueError: a value outside its range, or (when run) a grid whose steps do not join.
     """
 
     gamma: float = 1.0
+    first: str = "target"
 
     def __post_init__(self) -> None:
         _check_fraction("BDIA gamma", self.gamma)
+        check_choice("BDIA first", self.first, ENDS)
 
     def inverter(self, problem: Problem, start: int = 0) -> TwoStepUp:
-        return TwoStepUp(problem, rows.bdia(problem.schedule, self.gamma, start)[0], start, "previous")
+        at_source = self.first == "source"
+        table = rows.bdia(problem.schedule, self.gamma, start, at_source)[0]
+        return TwoStepUp(problem, table, start, "previous", at_source)
 
     def sampler(self, problem: Problem, start: int) -> TwoStepDown:
         _, *tables = rows.bdia(problem.schedule, self.gamma)
@@ -72,12 +84,22 @@ class BDIA(Method):
 class OBELM(Method):
     """N evaluations, N - 1 on the way back. The noise that took x_{T-1} to x_T, "slope", is kept in the state.
 
+    Args:
+        first: as of BDIA. The authors' code begins with "source", and takes the data at alpha = 1, which is the grid of
+            a scheduler with set_alpha_to_one=True.
+
     Raises:
-        ValueError: (when run) a node at alpha = 0, or a grid whose steps do not join.
+        ValueError: `first` is neither, or (when run) a node at alpha = 0, or a grid whose steps do not join.
     """
 
+    first: str = "target"
+
+    def __post_init__(self) -> None:
+        check_choice("OBELM first", self.first, ENDS)
+
     def inverter(self, problem: Problem, start: int = 0) -> TwoStepUp:
-        return TwoStepUp(problem, rows.obelm(problem.schedule, start)[0], start, "slope")
+        at_source = self.first == "source"
+        return TwoStepUp(problem, rows.obelm(problem.schedule, start, at_source)[0], start, "slope", at_source)
 
     def sampler(self, problem: Problem, start: int) -> TwoStepDown:
         _, *tables = rows.obelm(problem.schedule)
@@ -85,12 +107,18 @@ class OBELM(Method):
 
 
 class TwoStepUp(Stepper):
-    """(x_i, carried, o(x_i)) -> (x_{i+1}, carried), asked at node i's own time; the first step is DDIM inversion."""
+    """(x_i, carried, o(x_i)) -> (x_{i+1}, carried), asked at node i's own time; the first step is DDIM inversion.
+
+    That one is asked at its target's time, or `at_source` like the others.
+    """
 
     reusable = True
 
-    def __init__(self, problem: Problem, table: torch.Tensor, start: int, carried: str) -> None:
+    def __init__(
+        self, problem: Problem, table: torch.Tensor, start: int, carried: str, at_source: bool = False
+    ) -> None:
         self.kernels, self.table, self.carried = problem.kernels, problem.place_guided(table), carried
+        self.at_source = at_source
         self.steps = range(start, problem.schedule.num_steps)
         self.keep = (carried,)
 
@@ -104,7 +132,8 @@ class TwoStepUp(Stepper):
     def step(self, step: Step, state: State, predict: Predict) -> tuple[State, None]:
         x = state["latents"]
         carried = state.get(self.carried, x)  # in the first step its coefficients are zero
-        output = predict(x, step.t if step.i == self.steps.start else step.source_t)
+        at_target = step.i == self.steps.start and not self.at_source
+        output = predict(x, step.t if at_target else step.source_t)
         x, carried = self.kernels.lincomb((x, carried, *output), self.table, step.index)
         return {"latents": x, self.carried: carried}, None
 
@@ -154,7 +183,8 @@ class Coupled(Stepper):
     updates. Upwards the network is asked first at the unmixed leader, which is no latent: the update before makes it as
     its second output.
 
-    "latents" is the leader of the step below, and so x itself at the noise end.
+    "latents" is the leader of the step below, and so x itself at the noise end; the last step down ends with x, too.
+    Where the two do not alternate the leader is x in all of them.
     """
 
     keep = ("partner",)

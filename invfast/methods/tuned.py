@@ -19,12 +19,25 @@ from typing import ClassVar
 import torch
 
 from invfast import rows
-from invfast.methods.base import Conditioned, Method, Problem, Pullback, State, Stepper, Wrapping, per_sample
+from invfast.methods.base import (
+    Conditioned,
+    Method,
+    Problem,
+    Pullback,
+    State,
+    Stepper,
+    Wrapping,
+    check_choice,
+    per_sample,
+)
 from invfast.methods.ddim import DDIM
 from invfast.methods.direct import AtGuidance, Recorded, check_settings, number, numbers
 from invfast.schedule import Step
 
 CONDITIONAL, UNCONDITIONAL = 0, 1
+STOPS = ("before", "after")
+PUBLISHED_GROWTH = 2e-5
+"""By how much the published goal grows a step."""
 PUBLISHED_STEPS = 100
 """The rate falls by 1 % a step, as published for 50 steps; over longer grids it falls to zero at their end."""
 
@@ -39,6 +52,9 @@ class NullText(Method):
         learning_rate: of the first step from the noise; it falls by 1 % a step.
         tolerance: an image is done with a step once its loss is below tolerance (1 + 2 i), i the steps taken.
         method: finds the latents to follow; one that is sampled by DDIM.
+        inverse_guidance: as of `AtGuidance`.
+        stop: "before" looks at the loss before the update that would follow it; "after" takes that update first, and
+            the loss to be below tolerance + 2e-5 i, as in the authors' code.
 
     Raises:
         ValueError: a value outside its range, or a method that brings a sampler or a guidance of its own.
@@ -50,6 +66,8 @@ class NullText(Method):
     learning_rate: float = 1e-2
     tolerance: float = 1e-5
     method: Method = field(default_factory=DDIM)
+    inverse_guidance: float = 1.0
+    stop: str = "before"
 
     branch: ClassVar[int] = UNCONDITIONAL
     differentiates: ClassVar[bool] = True
@@ -58,6 +76,7 @@ class NullText(Method):
     def __post_init__(self) -> None:
         check_settings(self)
         name = type(self).__name__
+        check_choice(f"{name} stop", self.stop, STOPS)
         if not isinstance(self.iterations, Integral) or self.iterations < 1:
             raise ValueError(f"{name} iterations must be an integer of at least 1, got {self.iterations!r}")
         if not isinstance(self.learning_rate, Real) or not 0 < self.learning_rate < float("inf"):
@@ -123,7 +142,8 @@ class Tuner(Stepper):
             problem.schedule.num_steps - node
         )
         self.rates = problem.place(method.learning_rate * (1 - taken / max(PUBLISHED_STEPS, node)))
-        self.goals = problem.place(method.tolerance * (1 + 2 * taken))
+        growth = PUBLISHED_GROWTH if method.stop == "after" else 2 * method.tolerance
+        self.goals = problem.place(method.tolerance + growth * taken)
         self.adam = problem.place(_unbiased(method.iterations))
 
     @property
@@ -158,7 +178,8 @@ class Tuner(Stepper):
         work = {"x": x, "wanted": wanted, "other": other, "latents": x, "tuned": tuned}
         work |= {"mean": torch.zeros_like(tuned), "square": torch.zeros_like(tuned)}
         work["taken"] = torch.zeros(1, dtype=torch.int64, device=x.device)
-        return {**work, "done": torch.zeros(len(x), dtype=torch.bool, device=x.device)}
+        none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return {**work, "done": none, "small": none}
 
     def iterate(self, k: int, step: Step, work: State, predict: Conditioned, samples: list[int] | None = None) -> State:
         """Looks where the embedding leads, and takes one of Adam's steps; the last iteration only looks."""
@@ -181,7 +202,9 @@ class Tuner(Stepper):
         found, slope, sums = self.kernels.lincomb_residual((x, wanted, *both), self.table, step.index, wanted)
         found = torch.where(per_sample(work["done"], found), work["latents"], found)
         small = sums[:, 0] < self._now(self.goals, step) * x[0].numel()
-        return {**work, "latents": found, "slope": slope, "done": work["done"] | small}, pullback
+        # Stopping after the update, an image is done where the look before this one found its loss small.
+        done = work["done"] | (work["small"] if self.method.stop == "after" else small)
+        return {**work, "latents": found, "slope": slope, "done": done, "small": small}, pullback
 
     def _improve(self, step: Step, work: State, pullback: Pullback) -> State:
         """One step of Adam for the images that are not done."""

@@ -10,7 +10,8 @@ pyramid of halved planes down to 8. The gradients are written out: nothing here 
 Plain areas have patches without variance, 1/v explodes there, and such images came out black or NaN. So variances have
 a floor, below which they are not moved; and a move that is not finite or longer than the noise itself, as fixed rates
 give it where the noise is large, is left out, image by image: the first line's, or the second's five steps together.
-Shifts are drawn from 1 on: the published 0 compares a plane with itself and shrinks it.
+Shifts are drawn from 1 on: the published 0 compares a plane with itself and shrinks it. One serves all channels, where
+the published code draws one for each; `SHIFTS` has both.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ PATCH, COARSEST = 4, 8
 GRADIENT_LIMIT = 100.0
 VARIANCE_FLOOR = 1e-2
 ROUNDS, ROLLS, LEVELS = 4, 5, 12
+SHIFTS = ("shared", "channel")
+"""Of the autocorrelation: one for all channels, from 1 on; or one a channel, from 0 on, as published."""
 
 
-def draws(steps: int, calls: int) -> torch.Tensor:
-    """Where the shifts come from, (steps, calls, ROUNDS, ROLLS, LEVELS) in [0, 1), float64: one draw for all images."""
+def draws(steps: int, calls: int, channels: int | None = None) -> torch.Tensor:
+    """Where the shifts come from, (steps, calls, ROUNDS, ROLLS, LEVELS) in [0, 1), float64: one draw for all images.
+
+    With `channels` one for each, (steps, calls, ROUNDS, ROLLS, channels, LEVELS).
+    """
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(steps, calls, ROUNDS, ROLLS, LEVELS, generator=generator, dtype=torch.float64)
+    each = () if channels is None else (channels,)
+    return torch.rand(steps, calls, ROUNDS, ROLLS, *each, LEVELS, generator=generator, dtype=torch.float64)
 
 
 class Whitener:
@@ -38,15 +45,20 @@ class Whitener:
     Args:
         like: (B, C, h, w), float32 or float64: a noise, of which only height, width, dtype and device count.
         kl, ac: lambda_kl and lambda_ac; 0 leaves that gradient out.
+        shifts: one of `SHIFTS`.
     """
 
-    def __init__(self, like: torch.Tensor, kl: float, ac: float) -> None:
+    def __init__(self, like: torch.Tensor, kl: float, ac: float, shifts: str = "shared") -> None:
+        self.by_channel = shifts == "channel"
         self.kl = kl if min(like.shape[2:]) >= PATCH else 0
         # A gradient is of second order in its operators: the rate of each of a round's steps goes into them.
-        self.tables = _roll_tables(like, math.sqrt(ac / ROLLS)) if ac else None
+        self.tables = _roll_tables(like, math.sqrt(ac / ROLLS), 0 if self.by_channel else 1) if ac else None
 
     def __call__(self, noise: torch.Tensor, reference: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """The noise after them; noise and reference (B, C, h, w), drawn (ROUNDS, ROLLS, LEVELS) of `draws`."""
+        """The noise after them; noise and reference (B, C, h, w), drawn (ROUNDS, ROLLS, LEVELS) of `draws`, or that
+        with a channel's before the last.
+        """
+        drawn = drawn if self.by_channel else drawn.unsqueeze(-2)
         wanted = _statistics(reference) if self.kl else None
         left, right = _operators(drawn, self.tables) if self.tables else (None, None)
         for i in range(drawn.shape[0]):
@@ -104,15 +116,16 @@ def _over_patches(x: torch.Tensor) -> torch.Tensor:
 def roll_gradient(noise: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Gradient of the summed squared autocorrelations of every channel's pyramid; drawn (LEVELS,)."""
     planes = noise.reshape(-1, *noise.shape[2:])
-    left, right = _spread(*_operators(drawn[None], _roll_tables(noise, 1.0)), len(planes))
+    left, right = _spread(*_operators(drawn[None, None], _roll_tables(noise, 1.0)), len(planes))
     return (planes - _roll_step(planes, left[0], right[0])).view(noise.shape)
 
 
 Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _roll_tables(like: torch.Tensor, scale: float) -> Tables:
-    """Of every level of the pyramid, for every shift from 1 on: what rolls rows, times `scale`, and what rolls columns.
+def _roll_tables(like: torch.Tensor, scale: float, first: int = 1) -> Tables:
+    """Of every level of the pyramid, for every shift from `first` on and below half of the rows: what rolls rows, times
+    `scale`, and what rolls columns.
 
     A level is D e D', D halving what is above it. With S = roll there + roll back, its autocorrelation along the rows
     of n elements is <e, M> / 2 n with M = D' S D e D' D, and the gradient of the square of that is <e, M> M / n^2:
@@ -126,8 +139,8 @@ def _roll_tables(like: torch.Tensor, scale: float) -> Tables:
     halving = [torch.eye(size, dtype=like.dtype, device=like.device) for size in sizes]
     for _ in range(LEVELS):
         still = [h.mT @ h / size for h, size in zip(halving, sizes, strict=True)]
-        counts.append(max(1, sizes[0] // 2 - 1))
-        rolled = [h.mT @ _rolls(counts[-1], h) @ h / size for h, size in zip(halving, sizes, strict=True)]
+        counts.append(max(1, sizes[0] // 2 - first))
+        rolled = [h.mT @ _rolls(first, counts[-1], h) @ h / size for h, size in zip(halving, sizes, strict=True)]
         left.append(torch.stack([rolled[0], still[0].expand_as(rolled[0])], 1))
         right.append(torch.stack([still[1].expand_as(rolled[1]), rolled[1]], 1))
         if min(sizes) <= COARSEST:
@@ -138,11 +151,11 @@ def _roll_tables(like: torch.Tensor, scale: float) -> Tables:
     return torch.cat(left) * scale, torch.cat(right), count, count.cumsum(0) - count
 
 
-def _rolls(shifts: int, like: torch.Tensor) -> torch.Tensor:
-    """The matrices that roll by 1 .. shifts there, plus those that roll back, (shifts, size, size)."""
+def _rolls(first: int, shifts: int, like: torch.Tensor) -> torch.Tensor:
+    """The matrices that roll by `first` and so on there, plus those that roll back, (shifts, size, size)."""
     size = len(like)
     at = torch.arange(size, device=like.device)
-    shift = torch.arange(1, shifts + 1, device=like.device).view(-1, 1, 1)
+    shift = torch.arange(first, first + shifts, device=like.device).view(-1, 1, 1)
     turn = at[:, None] - at
     return sum(((turn - way * shift) % size == 0).to(like.dtype) for way in (1, -1))
 
@@ -158,10 +171,11 @@ def _operators(drawn: torch.Tensor, tables: Tables) -> tuple[torch.Tensor, torch
 
 
 def _spread(left: torch.Tensor, right: torch.Tensor, planes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Operators (ROLLS, K, ...) laid out for one batched product each over all planes, so that an image's bits are the
-    same in any batch: (ROLLS, planes, K h, h) and (ROLLS, planes K, w, w)."""
-    left = left.flatten(1, 2).unsqueeze(1).expand(-1, planes, -1, -1)
-    return left, right.unsqueeze(1).expand(-1, planes, -1, -1, -1).flatten(1, 2)
+    """Operators (ROLLS, 1 or C, K, ...) laid out for one batched product each over all planes, so that an image's bits
+    are the same in any batch: (ROLLS, planes, K h, h) and (ROLLS, planes K, w, w)."""
+    times = planes // left.shape[1]
+    left = left.flatten(2, 3).unsqueeze(1).expand(-1, times, -1, -1, -1).flatten(1, 2)
+    return left, right.unsqueeze(1).expand(-1, times, -1, -1, -1, -1).flatten(1, 3)
 
 
 def _roll_step(planes: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -43,3 +43,13 @@ def invert(model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "ep
         _, noise = split(model(x, t), x, abar_target, prediction_type)
         x = noised_up(x, noise, abar_source, abar_target)
     return x
+
+
+def invert_from_source(
+    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon", *, first_t: int
+) -> torch.Tensor:
+    """Data to noise, the noise predicted at each step's own latent, time and level; `first_t` is the data's time."""
+    for t, abar_source, abar_target in grid:
+        _, noise = split(model(x, first_t), x, abar_source, prediction_type)
+        x, first_t = noised_up(x, noise, abar_source, abar_target), t
+    return x

@@ -24,12 +24,14 @@ def invert(
     cold_first: bool = False,
     extra: int | None = None,
     reserve: int = 3,
+    first_t: int | None = None,
 ) -> torch.Tensor:
     """x is one image (1, C, h, w); `history` is how many past noises the warm start extrapolates, 0 starts cold.
 
-    Without a past noise the first step asks for one, or with `cold_first` begins at its own latent. `extra` is how many
-    evaluations all steps together may take beyond one each, the first of them leaving `reserve` to the others. With a
-    tolerance a residual below `floor`, which may be rounding, also ends a step, once it is no less than the one before.
+    Without a past noise the first step asks for one, at the target's time or at its own, `first_t`; with `cold_first`
+    it begins at its own latent. `extra` is how many evaluations all steps together may take beyond one each, the first
+    of them leaving `reserve` to the others. With a tolerance a residual below `floor`, which may be rounding, also ends
+    a step, once it is no less than the one before.
     """
     left = math.inf if extra is None else extra
     noises: list[torch.Tensor] = []  # latest last
@@ -45,7 +47,10 @@ def invert(
         level = math.sqrt(1 - abar_target)
         y = x
         if history and not noises:
-            y = x if cold_first else up(noise_at(x))
+            if first_t is not None:
+                y = up(split(model(x, first_t), x, abar_source, prediction_type)[1])
+            elif not cold_first:
+                y = up(noise_at(x))
         elif history:
             y = up(extrapolate(noises[-history:], levels[-history:], level))
         values: list[torch.Tensor] = []

@@ -25,10 +25,14 @@ def invert(
     uniform: torch.Tensor | None = None,
     floor: float = 1e-2,
     origin: float = 1.0,
+    average: bool = True,
+    first_iterations: int | None = None,
 ) -> torch.Tensor:
     """x is one image (1, C, h, w), of squared signal level `origin`.
 
-    `noise` (1, C, h, w) makes the reference; `uniform` (steps, calls, 4, 5, levels) in [0, 1) chooses the shifts.
+    `noise` (1, C, h, w) makes the reference; `uniform` (steps, calls, 4, 5, levels) in [0, 1) chooses the shifts, from
+    1 on, or (steps, calls, 4, 5, C, levels) those of each channel, from 0 on. Without `average` the last iterate is
+    taken.
     """
     x0 = x
     for i, (t, abar_source, abar_target) in enumerate(grid):
@@ -47,11 +51,13 @@ def invert(
             return e if wanted is None else regularise(e, wanted, uniform[i, call], lambda_kl, lambda_ac, floor)
 
         y, inside, k = x, [], 0
-        while k <= iterations and not (k == end and inside):
+        most = min(iterations, first_iterations or iterations) if t < 250 else iterations
+        while k <= most and not (k == end and inside):
             e = noise_at(y)
-            if first <= k < end:
+            if first <= k < end and average:
                 inside.append(e)
-            y = noised_up(x, regular(e, k) if k >= first else e, abar_source, abar_target)
+            chosen = k >= first or (k > 0 and not average)
+            y = noised_up(x, regular(e, k) if chosen else e, abar_source, abar_target)
             k += 1
         if inside:
             y = noised_up(x, regular(sum(inside) / len(inside), k), abar_source, abar_target)
@@ -97,23 +103,36 @@ def autocorrelation(e: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     total, level = 0.0, 0
     while True:
         half = e.shape[2] // 2
-        shift = 1 + int(float(uniform[level]) * max(1, half - 1))
-        for dim in (2, 3):
-            total = total + ((e * torch.roll(e, shift, dim)).mean((2, 3)) ** 2).sum()
+        if uniform.ndim == 1:
+            shifted = [(e, 1 + int(float(uniform[level]) * max(1, half - 1)))]
+        else:
+            shifted = [(plane, int(float(u[level]) * half)) for plane, u in zip(e.split(1, 1), uniform, strict=True)]
+        for planes, shift in shifted:
+            for dim in (2, 3):
+                total = total + ((planes * torch.roll(planes, shift, dim)).mean((2, 3)) ** 2).sum()
         if min(e.shape[2:]) <= 8:
             return total
         e, level = avg_pool2d(e, 2), level + 1
 
 
 def invert_by_sign(
-    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon", *, iterations: int
+    model: Model,
+    x: torch.Tensor,
+    grid: Grid,
+    prediction_type: str = "epsilon",
+    *,
+    iterations: int,
+    prior: float = 0.0,
 ) -> torch.Tensor:
-    """GNRI's published step, one image at a time."""
+    """GNRI's published step, one image at a time; the prior in the scale z / alpha, as its code has it."""
+    clean = x
     for t, abar_source, abar_target in grid:
         z, best, least = x, None, math.inf
         for _ in range(iterations):
             f = noised_up(x, split(model(z, t), z, abar_target, prediction_type)[1], abar_source, abar_target)
-            size = float((f - z).abs().mean())
+            alpha, sigma = math.sqrt(abar_target), math.sqrt(1 - abar_target)
+            log_q = -0.5 * ((f / alpha - clean) / (sigma / alpha)) ** 2
+            size = alpha * float(((f / alpha - z / alpha).abs() - prior * log_q).mean())
             if size < least:
                 best, least = f, size
             z = z + size * torch.sign(f - z)

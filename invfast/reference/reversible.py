@@ -20,14 +20,20 @@ def moved_down(x: torch.Tensor, noise: torch.Tensor, abar_source: float, abar_ta
 
 
 def edict_invert(
-    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon", *, p: float = 0.93
+    model: Model,
+    x: torch.Tensor,
+    grid: Grid,
+    prediction_type: str = "epsilon",
+    *,
+    p: float = 0.93,
+    alternate: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x_T, y_T)."""
     pair = {"x": x, "y": x}
     for i, (t, abar_source, abar_target) in enumerate(grid):
         pair["y"] = (pair["y"] - (1 - p) * pair["x"]) / p
         pair["x"] = (pair["x"] - (1 - p) * pair["y"]) / p
-        for name, other in _order(len(grid), i)[::-1]:
+        for name, other in _order(len(grid), i, alternate)[::-1]:
             _, noise = split(model(pair[other], t), pair[other], abar_target, prediction_type)
             pair[name] = noised_up(pair[name], noise, abar_source, abar_target)
     return pair["x"], pair["y"]
@@ -41,11 +47,12 @@ def edict_sample(
     prediction_type: str = "epsilon",
     *,
     p: float = 0.93,
+    alternate: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x_0, y_0)."""
     pair = {"x": x, "y": y}
     for i, (t, abar_source, abar_target) in reversed(list(enumerate(grid))):
-        for name, other in _order(len(grid), i):
+        for name, other in _order(len(grid), i, alternate):
             _, noise = split(model(pair[other], t), pair[other], abar_target, prediction_type)
             pair[name] = moved_down(pair[name], noise, abar_source, abar_target)
         pair["x"] = p * pair["x"] + (1 - p) * pair["y"]
@@ -53,17 +60,23 @@ def edict_sample(
     return pair["x"], pair["y"]
 
 
-def _order(steps: int, i: int) -> list[tuple[str, str]]:
-    """Who is moved first when sampling, each with the noise at the other: x in the first step, then in turns."""
+def _order(steps: int, i: int, alternate: bool) -> list[tuple[str, str]]:
+    """Who is moved first when sampling, each with the noise at the other: x in the first step, then in turns, if so."""
     turns = [("x", "y"), ("y", "x")]
-    return turns if (steps - 1 - i) % 2 == 0 else turns[::-1]
+    return turns[::-1] if alternate and (steps - 1 - i) % 2 else turns
 
 
 def bdia_invert(
-    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon", *, gamma: float = 1.0
+    model: Model,
+    x: torch.Tensor,
+    grid: Grid,
+    prediction_type: str = "epsilon",
+    *,
+    gamma: float = 1.0,
+    first_t: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_T, x_{T-1})."""
-    before, x = x, _first(model, x, grid, prediction_type)
+    """(x_T, x_{T-1}); the first step asks at its target's time, or at its own, `first_t`."""
+    before, x = x, _first(model, x, grid, prediction_type, first_t)
     for (t, abar_below, abar), (_, _, abar_above) in pairwise(grid):
         _, noise = split(model(x, t), x, abar, prediction_type)
         down, up = moved_down(x, noise, abar_below, abar), noised_up(x, noise, abar, abar_above)
@@ -89,10 +102,10 @@ def bdia_sample(
 
 
 def obelm_invert(
-    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon"
+    model: Model, x: torch.Tensor, grid: Grid, prediction_type: str = "epsilon", *, first_t: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_T, x_{T-1})."""
-    before, x = x, _first(model, x, grid, prediction_type)
+    """(x_T, x_{T-1}); `first_t` as of BDIA."""
+    before, x = x, _first(model, x, grid, prediction_type, first_t)
     for (t, abar_below, abar), (_, _, abar_above) in pairwise(grid):
         _, noise = split(model(x, t), x, abar, prediction_type)
         h, h_next = _ratio(abar) - _ratio(abar_below), _ratio(abar_above) - _ratio(abar)
@@ -121,8 +134,11 @@ def _ratio(abar: float) -> float:
     return math.sqrt(1 - abar) / math.sqrt(abar)
 
 
-def _first(model: Model, x: torch.Tensor, grid: Grid, prediction_type: str) -> torch.Tensor:
+def _first(model: Model, x: torch.Tensor, grid: Grid, prediction_type: str, first_t: int | None = None) -> torch.Tensor:
     """DDIM inversion's first step, which gives the two-step formulas their second latent."""
     t, abar_source, abar_target = grid[0]
-    _, noise = split(model(x, t), x, abar_target, prediction_type)
+    if first_t is None:
+        _, noise = split(model(x, t), x, abar_target, prediction_type)
+    else:
+        _, noise = split(model(x, first_t), x, abar_source, prediction_type)
     return noised_up(x, noise, abar_source, abar_target)

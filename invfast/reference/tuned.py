@@ -56,8 +56,12 @@ def tune(
     iterations: int = 10,
     learning_rate: float,
     tolerance: float = 1e-5,
+    stop: str = "before",
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The tuned embeddings, data end first, and x_0; `which` is "cond" or "uncond"."""
+    """The tuned embeddings, data end first, and x_0; `which` is "cond" or "uncond".
+
+    `stop` "after" takes an update whose loss was small, and stops then, the limit rising by 2e-5 a step.
+    """
     x, found = nodes[-1], []
     for i, (node, wanted) in enumerate(zip(reversed(grid), reversed(nodes[:-1]), strict=True)):
         tuned = (cond if which == "cond" else uncond).clone().requires_grad_()
@@ -65,11 +69,13 @@ def tune(
         optimizer = torch.optim.Adam([tuned], lr=learning_rate * (1 - i / 100))
         for _ in range(iterations):
             loss = torch.nn.functional.mse_loss(guided_step(model, x, node, prediction_type, *both, scale), wanted)
-            if loss.item() < tolerance + 2 * tolerance * i:
+            if stop == "before" and loss.item() < tolerance + 2 * tolerance * i:
                 break
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if stop == "after" and loss.item() < tolerance + 2e-5 * i:
+                break
         x = guided_step(model, x, node, prediction_type, *both, scale).detach()
         tuned = tuned.detach()
         cond, uncond = (tuned, uncond) if which == "cond" else (cond, tuned)

@@ -10,6 +10,8 @@ from invfast.rows.base import (
     down,
     explicit,
     forecast,
+    from_mean,
+    from_source,
     guided,
     jump,
     moved,
@@ -22,6 +24,7 @@ from invfast.rows.base import (
 )
 from invfast.rows.flow import along, beyond, pulled_down, pulled_up
 from invfast.rows.reversible import bdia, edict, obelm
+from invfast.rows.solver import clean, multistep, multistep_up
 
 __all__ = [
     "VELOCITY_BELOW",
@@ -29,15 +32,20 @@ __all__ = [
     "bdia",
     "beyond",
     "blend_before",
+    "clean",
     "damp",
     "diffuse",
     "down",
     "edict",
     "explicit",
     "forecast",
+    "from_mean",
+    "from_source",
     "guided",
     "jump",
     "moved",
+    "multistep",
+    "multistep_up",
     "noise",
     "noise_maps",
     "obelm",

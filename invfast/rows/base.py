@@ -59,8 +59,8 @@ def up(schedule: Schedule) -> torch.Tensor:
     """One fixed-point iteration of DDIM inversion, (N, 1, 3): inputs (x_a, y, o(y)) -> f(y)."""
     a, b = levels(schedule)
     if schedule.compat:  # DDIMInverseScheduler reads the output with the source's level
-        p, q = transfer(*a, *b, schedule.prediction_type)
-        return as_table((p, torch.zeros_like(p), q))
+        p, q = from_source(schedule).unbind(-1)
+        return torch.stack([p, torch.zeros_like(p), q], -1)
     p, q = transfer(*b, *a, schedule.prediction_type)
     held = a[0] / b[0]
     if schedule.prediction_type == FLOW:
@@ -75,6 +75,12 @@ def explicit(table: torch.Tensor) -> torch.Tensor:
     return torch.cat([table[..., :1] + table[..., 1:2], table[..., 2:]], -1)
 
 
+def from_source(schedule: Schedule) -> torch.Tensor:
+    """A step up with the output at its source, read by the source's level, (N, 1, 2): inputs (x_a, o(x_a))."""
+    a, b = levels(schedule)
+    return as_table(transfer(*a, *b, schedule.prediction_type))
+
+
 def with_residual(table: torch.Tensor) -> torch.Tensor:
     """Adds f(y) - y as second output to a table of `up`, (N, 2, 3)."""
     return torch.cat([table, table - torch.tensor([0.0, 1.0, 0.0], dtype=table.dtype)], 1)
@@ -82,7 +88,10 @@ def with_residual(table: torch.Tensor) -> torch.Tensor:
 
 def noise(schedule: Schedule) -> torch.Tensor:
     """The predicted noise, (N, 1, 2): inputs (y, o(y)) at the target -> epsilon."""
-    _, (alpha, sigma) = levels(schedule)
+    return _noise_at(schedule, *levels(schedule)[1])
+
+
+def _noise_at(schedule: Schedule, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     if schedule.prediction_type == "epsilon":
         return as_table((torch.zeros_like(alpha), torch.ones_like(alpha)))
     if schedule.prediction_type == FLOW:
@@ -92,10 +101,13 @@ def noise(schedule: Schedule) -> torch.Tensor:
     return as_table((1 / sigma, -alpha / sigma))
 
 
-def slope(schedule: Schedule) -> torch.Tensor:
-    """What one step hands to the next, (N, 1, 2): inputs (y, o(y)) -> the noise, or the velocity of a flow."""
+def slope(schedule: Schedule, at_source: bool = False) -> torch.Tensor:
+    """What one step hands to the next, (N, 1, 2): inputs (y, o(y)) -> the noise, or the velocity of a flow.
+
+    y is at the step's target, or `at_source`.
+    """
     if schedule.prediction_type != FLOW:
-        return noise(schedule)
+        return _noise_at(schedule, *levels(schedule)[0 if at_source else 1])
     return torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(schedule.num_steps, 1, 2)
 
 
@@ -117,7 +129,7 @@ def forecast(schedule: Schedule, order: int, start: int = 0) -> torch.Tensor:
     for length in range(1, order + 1):
         i = steps[steps - start == length] if length < order else steps[steps - start >= order]
         known = level[i.unsqueeze(-1) - torch.arange(length)]
-        table[i, 0, 1 : 1 + length] = q[i].unsqueeze(-1) * _extrapolation(known, level[i + 1])
+        table[i, 0, 1 : 1 + length] = q[i].unsqueeze(-1) * extrapolation(known, level[i + 1])
     return table
 
 
@@ -184,6 +196,12 @@ def diffuse(schedule: Schedule, start: int = 0) -> torch.Tensor:
     return as_table((ratio, (schedule.sigma[1:] ** 2 - ratio**2 * sigma**2).clamp_min(0).sqrt()))
 
 
+def from_mean(schedule: Schedule, start: int = 0) -> torch.Tensor:
+    """How far a latent lies from where `diffuse` has its mean, in deviations, (N, 1, 2): inputs (x_b, x_0)."""
+    ratio, spread = diffuse(schedule, start)[:, 0].unbind(-1)
+    return as_table((1 / spread, -ratio / spread))
+
+
 def guided(table: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance folded in: the last column o becomes (o_cond, o_uncond) with weights (g, 1 - g)."""
     weights = torch.tensor([scale, 1 - scale], dtype=table.dtype)
@@ -211,7 +229,7 @@ def as_table(columns: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.stack(columns, -1).unsqueeze(1)
 
 
-def _extrapolation(known: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def extrapolation(known: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """(n, k) Lagrange weights at `wanted` (n,) for values at `known` (n, k), latest first."""
     columns = []
     for j, own in enumerate(known.unbind(-1)):

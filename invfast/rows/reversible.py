@@ -9,6 +9,7 @@ from invfast.rows.base import (
     Row,
     carried,
     explicit,
+    from_source,
     levels,
     require_chain,
     slope,
@@ -18,11 +19,14 @@ from invfast.rows.base import (
 from invfast.schedule import FLOW, NEGLIGIBLE, Schedule
 
 
-def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def obelm(
+    schedule: Schedule, start: int = 0, at_source: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """O-BELM: tables up (N, 2, 3), below (N, 1, 2) and down (N, 1, 3), `methods.reversible` says how they are used.
 
     With h_i the length of step i in sigma/alpha, r = h_i / h_{i-1}, and e_i the noise predicted at x_i, the two-step
-    formula for x_{i+1} is a DDIM step with the noise n_i = (1 + r) e_i - r n_{i-1}, begun by n = e in step `start`.
+    formula for x_{i+1} is a DDIM step with the noise n_i = (1 + r) e_i - r n_{i-1}, begun by n = e in step `start`,
+    asked at that step's target, or `at_source`.
     Carrying n in place of x_{i-1} is the same formula without its difference of nearly equal latents times r^2. In a
     flow h is in sigma and the velocity takes the noise's place.
     """
@@ -46,7 +50,7 @@ def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tenso
     state, output = read.roll(1, 0).unbind(-1)  # read at each step's source
     following = torch.stack([(1 + ratio) * state, -ratio, (1 + ratio) * output], -1)
     begun = slice(start, start + 1)  # none where a jump went all the way
-    following[begun, 0], following[begun, 2] = read[begun].unbind(-1)  # asked at the target
+    following[begun, 0], following[begun, 2] = slope(schedule, at_source)[begun, 0].unbind(-1)
     following[begun, 1] = 0
     ahead = q.unsqueeze(1) * following
     ahead[:, 0] += p
@@ -56,7 +60,9 @@ def obelm(schedule: Schedule, start: int = 0) -> tuple[torch.Tensor, torch.Tenso
     return torch.stack([ahead, following], 1), below.unsqueeze(1), before.unsqueeze(1)
 
 
-def bdia(schedule: Schedule, gamma: float, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def bdia(
+    schedule: Schedule, gamma: float, start: int = 0, at_source: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """BDIA, gamma x_{i+1} = x_{i-1} - DOWN(x_i) + gamma UP(x_i): tables as for `obelm`, x_{i-1} is what it carries."""
     require_chain(schedule, "BDIA")
     last = schedule.num_steps - 1
@@ -64,7 +70,7 @@ def bdia(schedule: Schedule, gamma: float, start: int = 0) -> tuple[torch.Tensor
     p_down, q_down = transfer(*here, *below, schedule.prediction_type)
     p_up, q_up = transfer(*here, *above, schedule.prediction_type)
     ahead = torch.zeros(schedule.num_steps, 3, dtype=torch.float64)
-    ahead[:, [0, 2]] = explicit(up(schedule))[:, 0]  # the first step is DDIM inversion
+    ahead[:, [0, 2]] = (from_source(schedule) if at_source else explicit(up(schedule)))[:, 0]  # the first step
     two = torch.stack([p_up - p_down / gamma, torch.full_like(p_up, 1 / gamma), q_up - q_down / gamma], -1)
     ahead[start + 1 :] = two[start:]
     before = torch.zeros_like(ahead)
@@ -73,14 +79,16 @@ def bdia(schedule: Schedule, gamma: float, start: int = 0) -> tuple[torch.Tensor
     return torch.stack([ahead, unit[:, 0]], 1), unit[:, 1:2, :2], before.unsqueeze(1)
 
 
-def edict(schedule: Schedule, mix: float) -> tuple[torch.Tensor, ...]:
+def edict(schedule: Schedule, mix: float, alternate: bool = True) -> tuple[torch.Tensor, ...]:
     """EDICT's two tables upwards and its two downwards, (N, 1, 3) and (N, 2, 3) each; `methods.reversible` says how.
 
-    In step i one latent of the pair leads: x where N - 1 - i is even, else y. Mixing is x first whoever leads.
+    In step i one latent of the pair leads: x where N - 1 - i is even, else y; x in all where they do not `alternate`.
+    Mixing is x first whoever leads. The last step down hands over (x, y), mixed once more for every step that was
+    dropped, which would have moved nothing but mixed.
     """
     c = _partnered(schedule)
     steps = torch.arange(schedule.num_steps)
-    x_leads = ((steps.flip(0) % 2) == 0).unsqueeze(1)
+    x_leads = ((steps.flip(0) % 2) == 0).unsqueeze(1) | torch.tensor(not alternate)
 
     def swap(a: torch.Tensor, b: torch.Tensor) -> Row:  # (leader, follower) to (x, y) and back
         return torch.where(x_leads, a, b), torch.where(x_leads, b, a)
@@ -88,19 +96,30 @@ def edict(schedule: Schedule, mix: float) -> tuple[torch.Tensor, ...]:
     unit = torch.eye(3, dtype=torch.float64)
     # Down: over (follower, leader', o(leader')), the leader already moved.
     x, y = swap(unit[1].expand_as(c), c)
-    x = mix * x + (1 - mix) * y
-    leader, follower = swap(x, mix * y + (1 - mix) * x)
-    down_second = torch.stack([follower, leader], 1)
+    x, y = _mixed(x, y, mix)
+    leader, follower = swap(x, y)
+    down_second = torch.stack([follower, leader] if alternate else [leader, follower], 1)
+    last = x[0], y[0]
+    for _ in range(schedule.dropped):
+        last = _mixed(*last, mix)
+    down_second[0] = torch.stack(last)
     # Up: the pair before it was mixed, over (follower, leader), and both moved back.
     x, y = swap(unit[1, :2].expand(len(c), 2), unit[0, :2].expand(len(c), 2))
     y = (y - (1 - mix) * x) / mix
     leader, follower = swap((x - (1 - mix) * y) / mix, y)
     p, partner, output = c.unsqueeze(-1).unbind(1)
-    up_first = torch.cat([follower - partner * leader, -output], -1) / p
+    unmixed = follower - partner * leader
+    up_first = torch.cat([unmixed if alternate else unmixed.flip(1), -output], -1) / p
     moved = torch.cat([torch.ones_like(p), -partner, -output], -1) / p
-    following = leader.roll(-1, 0)  # of the next step, in which the roles are swapped
-    asked = following[:, :1] * moved + following[:, 1:] * unit[1]
+    following = leader.roll(-1, 0)  # of the next step, in which the roles are swapped where they alternate
+    next_follower, next_leader = (moved, unit[1]) if alternate else (unit[1], moved)
+    asked = following[:, :1] * next_follower + following[:, 1:] * next_leader
     return up_first.unsqueeze(1), torch.stack([moved, asked], 1), c.unsqueeze(1), down_second
+
+
+def _mixed(x: torch.Tensor, y: torch.Tensor, mix: float) -> Row:
+    x = mix * x + (1 - mix) * y
+    return x, mix * y + (1 - mix) * x
 
 
 def _partnered(schedule: Schedule) -> torch.Tensor:

@@ -1,0 +1,116 @@
+"""Inversion as a task of the batch engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from invfast import api, loading
+from invfast.batch.task import Result, Run
+from invfast.inversion import Inversion
+from invfast.methods import spelling
+
+
+@dataclass(frozen=True)
+class Invert:
+    """Each image's inversion, as `invert` with these settings finds it.
+
+    Args:
+        model: "" for the bundled pipeline, a folder, or a hub id.
+        method: as on a command line, see `methods.spelling`.
+        steps: of the grid.
+        guidance: guidance scale.
+        size: side to resize to; None keeps the images' own, and runs those of one size together.
+        dtype: the network's, by name; None is the pipeline's.
+        seed: for methods that draw noise; every image has noise of its own, by its id.
+        device: None is cuda where there is one.
+        runtime: where the network runs.
+
+    Device and runtime are no part of the ids: a run that was begun on one machine goes on on another.
+    """
+
+    model: str = ""
+    method: str = "auto"
+    steps: int = 50
+    guidance: float = 1.0
+    size: int | None = None
+    dtype: str | None = None
+    seed: int = 23530
+    device: str | None = None
+    runtime: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:  # images are resized before `invert` sees them
+            raise ValueError(f"size must be at least 1, got {self.size}")
+
+    def configuration(self) -> dict[str, Any]:
+        """Raises ValueError where the method is none."""
+        return {
+            "task": "invert",
+            "model": self.model,
+            "files": loading.digest(self.model),
+            "method": repr(spelling.parse(self.method)),
+            "steps": self.steps,
+            "guidance": float(self.guidance),
+            "size": self.size,
+            "dtype": self.dtype,
+            "seed": self.seed,
+        }
+
+    def memory(self) -> int:
+        return total_memory(self.device)
+
+    def prepare(self, check: Callable[[], None]) -> Run:
+        pipe = loading.load(self.model, self.device)
+        pipe.set_progress_bar_config(disable=True)
+        method = spelling.parse(self.method)
+
+        def run(images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Result]:
+            found = api.invert(
+                pipe,
+                list(images),
+                list(prompts),
+                method=method,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                height=self.size,
+                width=self.size,
+                dtype=self.dtype,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                runtime=self.runtime,
+                callback_on_step_end=lambda *_: check(),
+                callback_on_step_end_tensor_inputs=(),
+            )
+            return [_result(found[j]) for j in range(len(found))]
+
+        return run
+
+
+def _result(inversion: Inversion) -> Result:
+    tensors, says = inversion.packed()
+    stats = inversion.stats
+    return Result(
+        tensors,
+        {
+            "evaluations": stats.evaluations[0],
+            "residual": None if stats.residual is None else float(stats.residual.max()),
+            "reached": None if stats.reached is None else stats.reached[0],
+            "runtime": stats.runtime,
+            "dtype": str(stats.dtype).removeprefix("torch."),
+        },
+        says,
+    )
+
+
+def total_memory(device: str | None) -> int:
+    """Bytes of a device, all of them, for what is free changes from run to run; None is cuda where there is one."""
+    if torch.cuda.is_available() and torch.device(device or "cuda").type == "cuda":
+        return torch.cuda.get_device_properties(torch.device(device or "cuda")).total_memory
+    if not hasattr(os, "sysconf"):
+        return 8 << 30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,205 @@
+"""batch: every image of a folder, list or table, whatever happens on the way."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from invfast.cli.base import (
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    Model,
+    Runtime,
+    Seed,
+    Size,
+    Steps,
+    announce,
+    check_stop,
+    err,
+    guarded,
+    result,
+    stop_on,
+)
+
+if TYPE_CHECKING:
+    from invfast.batch import Progress
+
+EVERY = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
+SHOWN = 10
+"""Failures that are told; the index has all."""
+
+
+class OnError(StrEnum):
+    skip = "skip"
+    stop = "stop"
+
+
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
+def _share(text: str) -> Any:
+    from invfast.batch import Share
+
+    try:
+        return Share.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        exists=True, help="Folder, or a .txt, .csv, .jsonl or .parquet that lists images.", show_default=False
+    ),
+]
+Prompts = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Table (.jsonl, .csv, .parquet) of image and prompt.")
+]
+
+
+@guarded
+def batch(
+    source: Source,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for shards and index; goes on in it.")],
+    recursive: Annotated[bool, typer.Option("--recursive", help="The folder's folders too.")] = False,
+    prompt: Annotated[str, typer.Option(help="Of images that have none of their own.")] = "",
+    prompts: Prompts = None,
+    on_error: Annotated[OnError, typer.Option(help="What an image that fails does to the rest.")] = OnError.skip,
+    retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
+    shard: Annotated[
+        Any, typer.Option(parser=_share, metavar="K/N", help="This process's part, 3/10; all may share a folder.")
+    ] = None,
+    size_of_batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="Images run at once. (default: what fits, up to 32)", show_default=False),
+    ] = None,
+    model: Model = "",
+    method: Annotated[str, typer.Option(help="auto, ddim, ... or with settings, auto(budget=1.2).")] = "auto",
+    steps: Steps = 50,
+    guidance: Guidance = 1.0,
+    size: Size = None,
+    dtype: Dtype = None,
+    seed: Seed = 23530,
+    device: Device = None,
+    runtime: Runtime = "auto",
+    engine: Annotated[Engine, typer.Option(help="This process, or actors of a Ray cluster.")] = Engine.local,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster. (default: one of this machine)")] = None,
+    actors: Annotated[int, typer.Option(min=1, help="Of the cluster.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="Of each actor; 0.5 lets two share one.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Invert every image of a folder or table; what is done is skipped: invfast batch photos -o noise --recursive"""
+    from invfast import batch as engines
+
+    if engine is Engine.local and (address is not None or actors > 1 or gpus):
+        raise typer.BadParameter("--address, --actors and --gpus are of --engine ray")
+    stop_on("SIGTERM", "SIGHUP")
+    task = engines.Invert(model, method, steps, guidance, size, dtype, seed, device, runtime)
+    runner = engines.Ray(address, actors, gpus) if engine is Engine.ray else None
+    captions = engines.captions(prompts) if prompts else {}
+    announce(model)
+    at = engines.Progress()
+    try:
+        with _shown(at) as check, redirect_stdout(sys.stderr):  # Ray prints where it likes
+            engines.run(
+                source,
+                output,
+                task,
+                recursive=recursive,
+                prompt=prompt,
+                prompts=captions,
+                batch=size_of_batch,
+                shard=shard,
+                on_error=on_error.value,
+                retry=retry,
+                runner=runner,
+                progress=at,
+                check=check,
+            )
+    except KeyboardInterrupt:
+        err.print(
+            f"{at.before + at.done} of {at.images} images are done; the same command goes on from there",
+            highlight=False,
+        )
+        raise
+    _tell(at)
+    result(_report(at, output), [str(at.index)], as_json)
+    if at.failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _shown(at: Progress) -> Iterator[Callable[[], None]]:
+    """Shows how far a run is while its `check` is called: a bar on a terminal, else a line every EVERY seconds."""
+    if not err.is_terminal:
+        said = [time.monotonic()]
+
+        def line() -> None:
+            check_stop()
+            if time.monotonic() - said[0] >= EVERY:
+                said[0] = time.monotonic()
+                err.print(_line(at), highlight=False, soft_wrap=True)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def moved() -> None:
+            check_stop()
+            reading = at.began is None
+            named = "reading" if reading else f"inverting, {at.failed} failed"
+            count = at.read if reading else at.through
+            bar.update(task, description=named, completed=count, total=at.images)
+
+        yield moved
+
+
+def _line(at: Progress) -> str:
+    """How far a run is, and how long it will take at the rate so far."""
+    if at.began is None:
+        return f"{at.read} of {at.images} images read"
+    rate = at.done / at.seconds if at.seconds else 0.0
+    more = f", {(at.images - at.through) / rate / 60:.0f} min left" if rate else ""
+    return f"{at.through} of {at.images} images, {at.failed} failed, {rate:.2f} a second{more}"
+
+
+def _tell(at: Progress) -> None:
+    """What a reader should know beside the result."""
+    if at.left:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(at.left.items()))
+        err.print(f"left out, for they are no PNG, JPEG or WebP: {kinds}", highlight=False, soft_wrap=True)
+    for name, error in list(at.errors.items())[:SHOWN]:
+        err.print(f"failed: {name}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if at.failed > SHOWN:
+        err.print(f"and {at.failed - SHOWN} more, see {at.index}", style="red", markup=False, highlight=False)
+    said = f"{at.before + at.done} of {at.images} images are done, {at.done} in this run; {at.failed} failed"
+    err.print(said, highlight=False)
+
+
+def _report(at: Progress, output: Path) -> dict[str, Any]:
+    return {
+        "command": "batch",
+        "output": str(output),
+        "index": str(at.index),
+        "images": at.images,
+        "before": at.before,
+        "done": at.done,
+        "failed": [{"image": name, "error": error} for name, error in at.errors.items()],
+        "seconds": round(at.seconds, 3),
+    }

@@ -1,0 +1,473 @@
+"""Watermarks in x_T: what is drawn is found, what is not there is not found more often than p says, keys are files."""
+
+import json
+import math
+import os
+import stat
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from benchmarks.watermark import measure
+from benchmarks.watermark import report as pages
+from invfast import demo, invert
+from invfast.analysis import gaussian, normality
+from invfast.reference import watermark as reference
+from invfast.watermark import (
+    KINDS,
+    GaussianShading,
+    RingID,
+    TreeRing,
+    detect,
+    load_key,
+    sample,
+    save_key,
+    score,
+    shape_of,
+)
+from invfast.watermark.attacks import ATTACKS, blur, crop, jpeg, noise, rotate
+from invfast.watermark.fourier import back, rings, transform
+
+A, B = "a1" * 32, "b2" * 32
+
+
+def key(kind, shape=(4, 16, 16), secret=A):
+    """A key that is the same in every run."""
+    if kind == "gaussian_shading":
+        copies = (1, math.gcd(shape[1], 4), math.gcd(shape[2], 4))
+        count = math.prod(shape) // math.prod(copies)
+        return GaussianShading(shape, secret, f"{int(B * 32, 16):b}"[:count], copies, "07")
+    if kind == "ring_id":
+        message = "101101" if secret == A else "010110"  # rings alone are no secret
+        return RingID(shape, secret, message, 7, 1, (shape[0] - 1,), (0,))
+    return TreeRing(shape, secret, kind, 6, shape[0] - 1)
+
+
+KEYS = ("ring", "rand", "zeros", "gaussian_shading", "ring_id")
+SHAPES = ((4, 16, 16), (16, 64, 64), (3, 32, 32), (4, 24, 20), (4, 17, 15))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KEYS)
+def test_what_is_embedded_is_found(kind, shape):
+    own, other = key(kind, shape), key(kind, shape, B)
+    latents = own.embed(3, [torch.Generator().manual_seed(j) for j in range(3)])
+    assert latents.shape == (3, *shape)
+    assert latents.dtype == torch.float32
+    assert not torch.equal(latents[0], latents[1])
+    for found in score(latents, own):
+        assert found.p_value < 1e-9
+        assert found.statistic > (0.99 if kind == "gaussian_shading" else -1e-6)
+        assert found.bits == getattr(own, "message", "")
+        assert found.bit_accuracy == (1.0 if found.bits else None)
+    if kind != "zeros":  # there all keys are one
+        assert all(found.p_value > 1e-4 for found in score(latents, other))
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_without_a_watermark_p_is_uniform(kind):
+    p = torch.tensor([one.p_value for one in score(gaussian((600, 4, 32, 32), 5), key(kind, (4, 32, 32)))])
+    assert stats.kstest(p.numpy(), "uniform").statistic < 0.085  # a true uniform's is above once in 3,000 times
+    assert abs(float((p < 0.1).double().mean()) - 0.1) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["ring", "rand", "gaussian_shading", "ring_id"])
+def test_what_is_no_noise_is_no_watermark(kind):
+    """Latents of any colour: power in low frequencies, in high ones, in all alike but little."""
+    x, far = gaussian((300, 4, 16, 16), 6).double(), rings(16, 16, 6) >= 0
+    for low, high in ((3, 0.3), (0.1, 1), (0.01, 0.01)):
+        coloured = back(transform(x) * torch.where(far, low, high))
+        for secret in (A, B):
+            p = [one.p_value for one in score(coloured, key(kind, secret=secret))]
+            assert sum(each < 0.02 for each in p) <= 15  # 6 are expected
+
+
+def test_the_papers_p_is_cautious():
+    """Why `read` has another."""
+    for kind in ("ring", "rand"):
+        p = key(kind).paper_p(gaussian((600, 4, 16, 16), 5))
+        assert 0.4 < float(p.mean()) < 0.6
+        assert 0.015 < float((p < 0.1).double().mean()) < 0.085
+        assert key(kind).paper_p(key(kind).embed(1)) < 1e-9
+    assert key("zeros").paper_p(gaussian((50, 4, 16, 16), 5)).std() < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (16, 32, 32)])
+def test_gaussian_shading_is_normal(shape):
+    """Over keys: one key's signs are not as often + as -, as those of any one latent are not."""
+    keys = [replace(key("gaussian_shading", shape), nonce=f"{j:02x}") for j in range(24)]
+    found = normality(torch.cat([one.embed(1, torch.Generator().manual_seed(j)) for j, one in enumerate(keys)]))
+    assert abs(found.mean) < 0.02
+    assert abs(found.std - 1) < 0.02
+    assert abs(found.kurtosis - 3) < 0.1
+    assert found.ks_rejected <= 4 / 24
+    assert found.shapiro_rejected <= 4 / 24
+
+
+@pytest.mark.parametrize("kind", ["ring", "rand", "zeros", "ring_id"])
+def test_rings_leave_the_other_coefficients(kind):
+    own, start = key(kind), gaussian((2, 4, 16, 16), 8).double()
+    marked = own.mark(start)
+    mask = rings(16, 16, own.radius, getattr(own, "inner", 0)) >= 0
+    for channel in range(4):
+        before, after = transform(start[:, channel]), transform(marked[:, channel])
+        assert torch.allclose(after[:, ~mask], before[:, ~mask], atol=1e-12)
+        touched = channel == 3 or (kind == "ring_id" and channel == 0)
+        assert torch.allclose(after, before, atol=1e-12) != touched
+
+
+def test_rings_stay_when_latents_are_turned():
+    for own in (key("ring"), RingID((4, 17, 17), A, "101101", 7, 1, (3,), ())):
+        turned = own.embed(1, torch.Generator().manual_seed(0)).rot90(1, (2, 3))
+        if own.shape[1] % 2 == 0:
+            turned = turned.roll(1, 2)  # about element 0, not between elements
+        assert score(turned, own)[0].p_value < 1e-9
+    moved = key("rand").embed(1, torch.Generator().manual_seed(0)).rot90(1, (2, 3)).roll(1, 2)
+    assert score(moved, key("rand"))[0].p_value > 1e-4
+
+
+def test_ring_id_lies_in_the_middle():
+    own = RingID((1, 32, 32), A, "1" * 6, 7, 1, (0,), ())
+    pattern = back(torch.where(rings(32, 32, 7, 1) >= 0, own._keys(own._rings())[0], 0))
+    assert pattern.abs().argmax() == 16 * 32 + 16
+    assert torch.allclose(own.mark(pattern[None, None]), pattern[None, None], atol=1e-12)
+
+
+# Long-hand
+
+
+@pytest.mark.parametrize("kind", ["ring", "rand"])
+def test_rings_long_hand(kind):
+    own = TreeRing((1, 10, 8), A, kind, 3, 0)
+    pattern, mask = own._key()
+    start = gaussian((1, 1, 10, 8), 2).double()
+    y, long = reference.coefficients(start[0, 0]), {}
+    for v, u in y:
+        assert bool(mask[v, u]) == (reference.ring_of(v, u, 10, 8) <= 3)
+        if mask[v, u]:
+            long[v, u] = complex(pattern[v, u])
+    assert torch.allclose(own.mark(start)[0, 0], reference.from_coefficients(y | long, 10, 8), atol=1e-12)
+    distance, eta, degrees, power = reference.statistic(start[0, 0], long)
+    (found,) = score(start, own)
+    assert found.statistic == pytest.approx(-distance, rel=1e-12)
+    assert float(own.paper_p(start)) == pytest.approx(stats.ncx2.cdf(eta, degrees, power), rel=1e-9)
+    cosine = (degrees + power - eta) / 2 / math.sqrt(degrees * power)  # all that eta says of the key
+    t = cosine * math.sqrt((degrees - 1) / (1 - cosine**2))
+    assert found.p_value == pytest.approx(stats.t.sf(t, degrees - 1), rel=1e-9)
+
+
+def test_gaussian_shading_long_hand():
+    own = GaussianShading((2, 6, 6), A, "01101100", (1, 3, 3), "")
+    noise = gaussian((1, 2, 6, 6), 4).double()
+    marked = own.mark(noise)[0]
+    stream = own._stream() < 0
+    for at in torch.ones(2, 6, 6).nonzero().tolist():
+        c, i, j = at
+        bit = int("01101100"[4 * c + 2 * (i % 2) + j % 2]) ^ int(stream[c, i, j])
+        half = float(torch.special.ndtr(noise[0, c, i, j].abs()))
+        u = 2 * half - 1 if bit else 2 * (1 - half)
+        assert float(marked[c, i, j]) == pytest.approx(reference.truncated(bit, u), rel=1e-6)
+    changed = torch.where(gaussian((2, 6, 6), 9) > 0.8, -marked, marked)  # nine copies: no ties
+    assert reference.voted(marked, stream, own.copies) == [int(bit) for bit in own.message]
+    assert "".join(map(str, reference.voted(changed, stream, own.copies))) == score(changed[None], own)[0].bits
+
+
+def test_ties_are_decided_by_magnitude():
+    own = GaussianShading((1, 1, 2), A, "1", (1, 1, 2), "")
+    signs = own._signs()
+    for large, bit in ((2.0, "1"), (0.5, "0")):
+        x = signs * torch.tensor([[[large, -1.0]]])
+        assert score(x[None], own)[0].bits == bit
+
+
+def test_the_binomial_threshold():
+    own = GaussianShading.new((4, 64, 64))
+    assert len(own.message) == 256
+    for fpr, keys in ((0.01, 1), (1e-6, 1), (1e-6, 100_000)):
+        least = own.threshold(fpr, keys)
+        each = [stats.binom.sf(k - 1, 256, 0.5) for k in (least, least - 1)]
+        assert 1 - (1 - each[0]) ** keys <= fpr * (1 + 1e-6) < 1 - (1 - each[1]) ** keys
+    with pytest.raises(ValueError, match="16 bits cannot tell 1000 keys"):
+        GaussianShading.new((4, 16, 16)).threshold(1e-6, 1000)
+    for fpr in (0, 1, "x"):
+        with pytest.raises(ValueError, match="fpr must lie between 0 and 1"):
+            own.threshold(fpr)
+
+
+# Whose it is
+
+
+def test_the_surest_of_many_keys():
+    keys = [RingID((4, 16, 16), A, f"{j:06b}", 7, 1, (3,), (0,)) for j in range(18)]
+    found = score(torch.cat([keys[j].embed(1, torch.Generator().manual_seed(j)) for j in (3, 17)]), keys)
+    assert [(one.key, one.bits) for one in found] == [(3, "000011"), (17, "010001")]
+    nothing = score(gaussian((200, 4, 16, 16), 1), keys)
+    assert sum(one.p_value < 0.05 for one in nothing) <= 25
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_key_comes_back_from_its_file(kind, tmp_path):
+    own, path = key(kind), tmp_path / "key.json"
+    save_key(own, path)
+    assert load_key(path) == own
+    assert (
+        load_key(path).embed(1, torch.Generator().manual_seed(1)).equal(own.embed(1, torch.Generator().manual_seed(1)))
+    )
+    assert A not in repr(own)
+    if os.name == "posix":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [each.name for each in tmp_path.iterdir()] == ["key.json"]
+
+
+def test_new_keys_differ():
+    for cls in KINDS.values():
+        assert cls.new((4, 16, 16)) != cls.new((4, 16, 16))
+
+
+def test_a_key_is_the_same_in_every_version():
+    """Images are looked for years later."""
+    latents = torch.zeros(1, 4, 16, 16) + 0.5
+    assert key("gaussian_shading")._stream().flatten()[:16].tolist() == STREAM
+    assert key("ring").mark(latents.double())[0, 3, 0, :3].tolist() == pytest.approx(RING, abs=1e-9)
+
+
+STREAM = [-1, 1, -1, 1, -1, 1, 1, 1, 1, 1, -1, -1, -1, 1, 1, -1]
+RING = [-3.8256084149769634, -1.5737543119282833, 1.2475031968683044]
+
+
+def said(path, **changes):
+    """A key's file that says something else, its digest right."""
+    from invfast.watermark import keys
+
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    values = {**values, **changes}
+    path.write_text(json.dumps({**values, "sha256": keys._digest(values)}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"secret": "zz"}, "secret must be at least 16 bytes in hexadecimal"),
+        ({"secret": "00"}, "secret must be at least 16 bytes in hexadecimal"),
+        ({"secret": 3}, "secret must be str, got 3"),
+        ({"shape": [4, 16]}, "shape must be 3 integers of at least 1"),
+        ({"shape": [4, 0, 16]}, "shape must be 3 integers of at least 1"),
+        ({"shape": [4, 16, 1.5]}, "shape must be"),
+        ({"radius": 8}, "radius must lie above 0, the inner radius, and below 8"),
+        ({"radius": 0}, "radius must be an integer of at least 1"),
+        ({"radius": 10**30}, "radius must be int, got an integer of 100 bits"),
+        ({"channel": 4}, r"latents \(4, 16, 16\) have channels 0 to 3, got 4"),
+        ({"pattern": "disc"}, "pattern must be one of ring, rand, zeros, got 'disc'"),
+        ({"more": 1}, "'more' is unknown"),
+        ({"channel": None}, "channel must be int, got None"),
+    ],
+)
+def test_files_that_say_what_no_key_can_be(settings, message, tmp_path):
+    path = tmp_path / "key.json"
+    save_key(key("ring"), path)
+    said(path, settings={**json.loads(path.read_text())["settings"], **settings})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_key(path)
+    assert str(caught.value).startswith(f"key file {str(path)!r} cannot be used: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "other"}, "unknown kind 'other'; expected one of tree_ring, gaussian_shading, ring_id"),
+        ({"kind": ["tree_ring"]}, "unknown kind"),
+        ({"schema": 2}, "its schema is 2, this version of invfast reads 1"),
+        ({"format": "x"}, "it is no invfast.watermark-key file"),
+        ({"settings": [1]}, "settings must be names and values"),
+        ({"settings": {}}, "cannot be used"),
+    ],
+)
+def test_files_that_are_no_keys(changes, message, tmp_path):
+    path = tmp_path / "key.json"
+    save_key(key("ring"), path)
+    said(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_key(path)
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "key.json"
+    save_key(key("gaussian_shading"), path)
+    whole = path.read_bytes()
+    for content in (b"", b"{", whole[:-9], whole.replace(b'"07"', b'"08"'), b"[]", b"[" * 100_000, b"\xff\xfe", b"{}"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be used"):
+            load_key(path)
+    with pytest.raises(ValueError, match="a folder"):
+        load_key(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_key(tmp_path / "none")
+    with pytest.raises(OSError, match="missing"):
+        save_key(key("ring"), tmp_path / "missing" / "key.json")
+    with pytest.raises(TypeError, match="key must be one of TreeRing"):
+        save_key("key", path)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TreeRing.new((4, 16, 16), radius=8), "below 8, half the shorter side"),
+        (lambda: TreeRing.new((4, 16)), "shape must be 3 integers"),
+        (lambda: TreeRing.new("abc"), "shape must be 3 integers"),
+        (lambda: TreeRing.new((4, 2, 2)), "radius must lie above 0"),
+        (lambda: RingID.new((4, 16, 16), inner=7), "radius must lie above 7"),
+        (lambda: RingID.new((4, 16, 16), message="1"), "message must be 6 zeros and ones for this shape, got 1 char"),
+        (lambda: RingID.new((4, 16, 16), ring_channels=()), "ring_channels must be at least one"),
+        (lambda: RingID.new((4, 16, 16), ring_channels=(0,)), "or of noise_channels twice"),
+        (lambda: RingID((4, 16, 16), A, "1", 2, 1, 3, ()), "ring_channels must be a list of channels, got 3"),
+        (lambda: GaussianShading.new((4, 16, 16), copies=(1, 3, 1)), "copies must divide the sides"),
+        (lambda: GaussianShading.new((4, 16, 16), message="2" * 16), "message must be 16 zeros and ones"),
+        (lambda: GaussianShading((1, 1, 1), A, "1", (1, 1, 1), "x"), "nonce must be hexadecimal"),
+        (lambda: key("ring").embed(0), "n must be an integer of at least 1, got 0"),
+        (lambda: score(gaussian((1, 4, 8, 8)), key("ring")), r"the key is for latents \(4, 16, 16\)"),
+        (lambda: score(gaussian((1, 4, 16, 16)) / 0, key("ring")), "latents must be finite"),
+        (lambda: score(gaussian((1, 4, 16, 16)), [key("ring"), key("ring", (4, 32, 32))]), "for latents of one shape"),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("keys", ["key.json", [], [1], None])
+def test_what_is_no_key(keys):
+    with pytest.raises(TypeError, match=r"keys must be a watermark\.Key or a list of them"):
+        score(gaussian((1, 4, 16, 16)), keys)
+
+
+def test_latents_of_one_value_are_no_error():
+    for kind in KEYS:
+        for value in (0.0, 1.0):
+            (found,) = score(torch.full((1, 4, 16, 16), value), key(kind))
+            assert 0 <= found.p_value <= 1
+            assert math.isfinite(found.statistic)
+            if kind != "zeros" or value == 0:
+                assert found.p_value > 1e-6
+
+
+def test_without_scipy(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "scipy"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r'watermark needs scipy.*pip install "invfast\[watermark\]"'):
+        score(gaussian((1, 4, 16, 16)), key("ring"))
+    key("ring").embed(1)
+
+
+# On pipelines
+
+
+def test_from_key_to_image_and_back(pipe):
+    own, other = key("gaussian_shading"), key("gaussian_shading", secret=B)
+    latents = torch.cat([own.embed(1, torch.Generator().manual_seed(3)), gaussian((1, 4, 16, 16))])
+    images = sample(pipe, latents, "noto peach", num_inference_steps=6, guidance_scale=1).images
+    found = detect(pipe, images, [other, own], method="ddim", num_inference_steps=6)
+    marked, plain = found.scores
+    assert marked.key == 1
+    assert marked.p_value < 1e-4
+    assert marked.bit_accuracy > 0.8
+    assert plain.p_value > 0.01
+    assert found.scores == score(found.inversion, [other, own])
+    twice = images[0].resize((128, 96), Image.Resampling.BICUBIC)  # resized to what the key is for
+    assert detect(pipe, twice, own, method="ddim", num_inference_steps=2).inversion.latents.shape[1:] == own.shape
+
+
+def test_on_a_flow():
+    pipe = demo.load_flow_pipeline()
+    assert shape_of(pipe, 64, 64) == (4, 16, 16)
+    own, how = key("gaussian_shading"), {"num_inference_steps": 8}
+    latents = own.embed(1, torch.Generator().manual_seed(0))
+    images = sample(pipe, latents, "noto peach", guidance_scale=1, **how).images
+    (found,) = detect(pipe, images, own, "noto peach", method="ddim", **how).scores
+    assert found.p_value < 1e-4
+
+
+def test_in_pixel_space():
+    pipe = demo.load_pixel_pipeline()
+    own = key("gaussian_shading", shape_of(pipe))
+    assert own.shape == (3, 32, 32)
+    with pytest.warns(UserWarning, match="samples by DDPMScheduler"):
+        images = sample(pipe, own.embed(1, torch.Generator().manual_seed(0)), num_inference_steps=4, guidance_scale=1)
+    (found,) = detect(pipe, images.images, own, method="ddim", num_inference_steps=4).scores
+    assert found.p_value < 1e-6
+
+
+def test_shapes_of_pipelines(pipe):
+    assert shape_of(pipe, 128, 96) == (4, 32, 24)
+    with pytest.raises(ValueError, match="height must be a positive multiple of 4, got 66"):
+        shape_of(pipe, 66)
+    with pytest.raises(TypeError):
+        shape_of(object())
+
+
+def test_an_inversion_that_was_interrupted(tiny):
+    def stop(pipe, step, t, tensors):
+        pipe._interrupt = True
+
+    inversion = invert(tiny, gaussian((1, 4, 16, 16)), method="ddim", num_inference_steps=4, callback_on_step_end=stop)
+    with pytest.raises(ValueError, match="interrupted at node 1 of 4"):
+        score(inversion, key("ring"))
+
+
+# Attacks
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_keep_size_and_repeat(name, peach):
+    one, two = ATTACKS[name](peach, 3), ATTACKS[name](peach, 3)
+    assert (one.size, one.mode) == (peach.size, "RGB")
+    assert one.tobytes() == two.tobytes()
+    assert (one.tobytes() == peach.tobytes()) == (name == "none")
+
+
+def test_what_attacks_do():
+    grey = Image.new("RGB", (64, 64), (100, 100, 100))
+    assert blur(grey).tobytes() == grey.tobytes()
+    values = torch.frombuffer(bytearray(noise(grey, 0.05).tobytes()), dtype=torch.uint8).double()
+    assert float(values.std()) == pytest.approx(0.05 * 255, rel=0.05)
+    assert ATTACKS["brightness"](grey, 0).getpixel((3, 3)) == (200, 200, 200)
+    assert rotate(grey, 45).getpixel((0, 0)) == (0, 0, 0)
+    half = Image.new("RGB", (64, 64))
+    half.paste((255, 255, 255), (32, 0, 64, 64))
+    seen = {crop(half, 0.25, seed).getpixel((20, 20)) for seed in range(20)}
+    assert {(0, 0, 0), (255, 255, 255)} <= seen
+    assert jpeg(half, 5).tobytes() != jpeg(half, 95).tobytes()
+
+
+# The benchmark
+
+
+def test_what_the_benchmark_judges():
+    x = gaussian((300, 4, 16, 16), 1)
+    own = key("gaussian_shading")
+    plain, marked = score(x, own), score(own.embed(20, torch.Generator().manual_seed(0)), own)
+    perfect = measure.judged(list(plain), list(marked))
+    assert (perfect["auc"], perfect["tpr"], perfect["below"], perfect["bit_accuracy"]) == (1, 1, 1, 1)
+    assert perfect["false"] < 0.03
+    chance = measure.judged(list(plain[:200]), list(plain[200:]))
+    assert abs(chance["auc"] - 0.5) < 0.12
+    assert chance["tpr"] < 0.1
+
+
+def test_the_report_follows_from_the_rows():
+    kept = measure.wanted(measure.read(measure.rows.RESULTS / "watermark.jsonl"))
+    assert kept
+    page = (measure.rows.RESULTS.parents[1] / "docs" / "watermark.md").read_text()
+    assert pages.tables(kept) in page
+    assert pages.picture(kept).startswith(b"\x89PNG")
