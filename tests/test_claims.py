@@ -16,7 +16,7 @@ from benchmarks.claims.shards import Shards
 from benchmarks.claims.subjects import Subject
 from invfast.methods import METHODS, ForwardStart
 
-EVERY = [claim for _, each in stated.PAPERS.values() for claim in each]
+EVERY = [claim for _, each in report.PAPERS.values() for claim in each]
 
 
 @pytest.fixture(scope="module")
