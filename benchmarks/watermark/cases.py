@@ -67,7 +67,7 @@ CASES = (
         40,
         0.5,
     ),
-    Case("guidance 1, prompt known", False, 1.0, True, {"none": EVERY}, 40, 20),
+    Case("guidance 1, prompt known", False, 1.0, True, {"none": ("ddim", "obelm", "auto(budget=1.2)", "auto")}, 40, 20),
     Case(
         "flow, guidance 3.5, prompt unknown", True, 3.5, False, {"none": ("ddim", "auto(budget=1.2)", "auto")}, 24, 12
     ),

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from benchmarks import rows
-from benchmarks.watermark.cases import CASES, KEYS, SCHEMES, STEPS, Case, Images, keys, load, make
+from benchmarks.watermark.cases import CASES, KEYS, SCHEMES, SHORT, STEPS, Case, Images, keys, load, make
 from invfast import adapters, invert
 from invfast.methods.spelling import parse
 from invfast.watermark import Score, score
@@ -35,7 +35,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def shards() -> Iterator[tuple[Case, str, str]]:
     """(case, attack, method), in the order they are measured."""
     every = [(case, attack, method) for case in CASES for attack in case.methods for method in case.methods[attack]]
-    yield from sorted(every, key=lambda shard: shard[1] != "none")  # what says most comes first
+    # What says most comes first.
+    yield from sorted(every, key=lambda shard: (shard[2] not in SHORT, shard[1] != "none"))
 
 
 def known_by(case: Case, scheme: str, attack: str, method: str) -> dict[str, Any]:
