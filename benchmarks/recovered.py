@@ -1,14 +1,18 @@
 """How much of the noise a generated picture gives back: python -m benchmarks.recovered. Rows: results/recovered.jsonl.
 
-The bundled pipeline samples pictures from known noise, by DDIM and by DPM-Solver++(2M); they are decoded, and kept as
-floats or rounded to the 8 bits of a PNG. From a picture and its prompt the noise is looked for: latents by the encoder
-or by decoder inversion (or the sampled ones themselves are given), then an inversion. The figure is the error of the
-noise, 20 log10 ||d|| / ||noise|| in dB, the median over the pictures: 0 dB is nothing found. Guidance 1, 20 steps,
-float32, eager. DDIM runs on its own grid, as one inverts today, and "same grid" is the sampler's.
+`python -m benchmarks.recovered DDIM` measures one sampler anew and keeps the rows of the others.
+
+The bundled pipeline samples pictures from known noise, by DDIM and by DPM-Solver++(2M); they are decoded and rounded to
+the 8 bits of a PNG, or, of DDIM's, also kept as floats. From a picture and its prompt the noise is looked for: latents
+by the encoder or by decoder inversion (or the sampled ones themselves are given), then an inversion. The figure is the
+error of the noise, 20 log10 ||d|| / ||noise|| in dB, the median over the pictures: 0 dB is nothing found. Guidance 1,
+20 steps, float32, eager. DDIM runs on its own grid, as one inverts today, and "same grid" is the sampler's.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -41,11 +45,12 @@ def sampled(pipe: Any) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     return noise, pipe(prompts, latents=noise, **options).images, prompts
 
 
-def given(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
+def given(pipe: Any, latents: torch.Tensor, floats: bool) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
     """What the noise is looked for from, by name, and how `invert` is to read it."""
     yield "latents themselves", latents, {}
     pixels = adapters.resolve(pipe)(pipe, "eager").decode(latents)
-    for name, picture in (("float", pixels), ("8 bits", (pixels * 255).round() / 255)):
+    pictures = {"float": pixels} if floats else {}
+    for name, picture in {**pictures, "8 bits": (pixels * 255).round() / 255}.items():
         yield f"{name}, encoder", picture, {}
         yield f"{name}, decoder", picture, {"encode": DECODER}
 
@@ -73,7 +78,7 @@ def measured(pipe: Any, sampler: str) -> Iterator[dict[str, Any]]:
     scheduler, config = SAMPLERS[sampler]
     pipe.scheduler = scheduler.from_config(demo.load_pipeline().scheduler.config, **config)
     noise, latents, prompts = sampled(pipe)
-    for name, picture, how in given(pipe, latents):
+    for name, picture, how in given(pipe, latents, sampler == "DDIM"):
         x = None  # encoded once for all methods
         for called, method, grid in inversions(sampler, pipe.scheduler):
             source, options = (picture, how) if x is None else (x, {})
@@ -116,10 +121,14 @@ def main() -> None:
     warnings.simplefilter("ignore")  # samplers that are not followed are what is measured
     pipe, found = demo.load_pipeline(), []
     pipe.set_progress_bar_config(disable=True)
-    for sampler in SAMPLERS:
+    asked = sys.argv[1:] or list(SAMPLERS)
+    for sampler in asked:
         for row in measured(pipe, sampler):
             found.append(row)
             print(f"{row['case']} | {row['given']} | {row['method']} | {row['noise']:.1f}", flush=True)
+    before = [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+    found += [row for row in before if row["case"] not in asked]
+    found.sort(key=lambda row: list(SAMPLERS).index(row["case"]))
     rows.write(FILE, found)
     text = f"{table(found)}\n\n{found[0]['machine']}; {COUNT} pictures, {DECODER!r}.\n"
     report.write(report.ROOT / "docs" / "accuracy.md", "recovered", text)
