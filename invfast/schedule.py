@@ -123,10 +123,7 @@ class Schedule:
     def cleaner(self, strength: float) -> Schedule:
         """The part of the grid that img2img of diffusers walks, from the data: int(strength N) steps of N = `length`.
 
-        Of a flow its pipelines round up; both do it here as they do.
-
-        Args:
-            strength: in (0, 1]; 1 is the whole grid.
+        Of a flow its pipelines round up. A strength of 1 is the whole grid.
 
         Raises:
             TypeError: it is no number.
@@ -146,10 +143,10 @@ class Schedule:
                 f"strength={strength:g} takes none of the {self.length} steps that would move anything; take a greater "
                 "one, or more steps"
             )
+        part = {name: getattr(self, name)[: steps + 1] for name in ("t", "alpha")}
         origin = {**self.origin, "strength": float(strength)}
-        part = {"origin": origin, "beyond": self.length - self.dropped - steps}
-        t, alpha = self.t[: steps + 1], self.alpha[: steps + 1]
-        return replace(self, t=t, alpha=alpha, source_alpha=self.source_alpha[:steps], **part)
+        beyond = self.length - self.dropped - steps
+        return replace(self, **part, source_alpha=self.source_alpha[:steps], origin=origin, beyond=beyond)
 
     @property
     def sigma(self) -> torch.Tensor:

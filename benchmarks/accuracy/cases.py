@@ -77,6 +77,20 @@ ON_ONE_GRID: dict[str, tuple[int, Method]] = {
 """Only on the grid nearest to the one it is published for, or where it differs most."""
 
 
+LATER = {
+    "asked": "target",
+    "first": "target",
+    "alternate": True,
+    "inverse_guidance": 1.0,
+    "stop": "before",
+    "prior": 0.0,
+    "average": True,
+    "first_iterations": None,
+    "shifts": "shared",
+}
+"""Settings that methods got after rows were measured, and what they were before: at that a row is still known."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One row.
@@ -105,7 +119,7 @@ class Case:
 
     def settings(self) -> dict[str, Any]:
         """All of it as plain values: with the digests of weights and images what a row's key is made of."""
-        return {**vars(self), "method": to_dict(self.method)}
+        return {**vars(self), "method": _as_known(to_dict(self.method))}
 
     def price(self, count: int) -> float:
         """Expected evaluations in float32 for `count` images, there and back, metrics included."""
@@ -113,6 +127,12 @@ class Case:
         down = 2 if isinstance(self.method, EDICT) else 1
         down *= 7 if self.group == "interpolation" else 2 if self.back > 1 else 1
         return count * (self.steps * (up + down) * (1 if self.dtype == "float32" else 8) + METRICS)
+
+
+def _as_known(method: dict[str, Any]) -> dict[str, Any]:
+    """A method without the settings of `LATER` that are at their defaults."""
+    known = {name: value for name, value in method.items() if name not in LATER or value != LATER[name]}
+    return {name: _as_known(value) if isinstance(value, dict) else value for name, value in known.items()}
 
 
 def _evaluations(method: Method, n: int) -> float:

@@ -21,16 +21,21 @@ def euler_invert(model: Velocity, x: torch.Tensor, sigmas: Sequence[float]) -> t
 
 
 def implicit_invert(
-    model: Velocity, x: torch.Tensor, sigmas: Sequence[float], iterations: int = 1, warm: bool = False
+    model: Velocity,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    iterations: int = 1,
+    warm: bool = False,
+    first_at_source: bool = False,
 ) -> torch.Tensor:
     """Asked at the target's time, `iterations` times; warm, each step begins with the velocity of the last (Uni-Inv,
-    arXiv 2504.13109), the first with one more evaluation.
+    arXiv 2504.13109), the first with one more evaluation, at its target's time or its source's.
     """
     velocity = None
     for low, high in pairwise(sigmas):
         y = x
         if warm:
-            y = x + (high - low) * (model(x, high) if velocity is None else velocity)
+            y = x + (high - low) * (model(x, low if first_at_source else high) if velocity is None else velocity)
         for _ in range(iterations):
             velocity = model(y, high)
             y = x + (high - low) * velocity
