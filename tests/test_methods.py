@@ -75,9 +75,9 @@ def mapped(model, x, nodes, prediction_type="epsilon"):
     return noise_maps.invert(model, x, nodes, prediction_type, noise=noise)[0]
 
 
-def renoised(model, x, nodes, prediction_type="epsilon", **settings):
+def renoised(model, x, nodes, prediction_type="epsilon", channels=None, **settings):
     """Image by image, with the noise and the shifts that the method draws."""
-    shifts, noise = draws(len(nodes), settings["iterations"] + 2), noise_for(x.shape, 7865).to(x.dtype)
+    shifts, noise = draws(len(nodes), settings["iterations"] + 2, channels), noise_for(x.shape, 7865).to(x.dtype)
     each = zip(x.split(1), noise.split(1), strict=True)
     return torch.cat(
         [renoise.invert(model, row, nodes, prediction_type, noise=n, uniform=shifts, **settings) for row, n in each]
@@ -138,6 +138,12 @@ TWINS = {
         1e-10,
     ),
     "gnri": (GNRI(3), one_by_one(renoise.invert_by_sign, iterations=3), 1e-10),
+    "gnri, guided": (GNRI(3, 0.1), one_by_one(renoise.invert_by_sign, iterations=3, prior=0.1), 1e-10),
+    "renoise, last iterate by channel": (
+        ReNoise(1, 0.0, 2.0, average=False, shifts="channel"),
+        partial(renoised, iterations=1, lambda_ac=2.0, average=False, channels=4),
+        1e-10,
+    ),
     "edict": (EDICT(), first(reversible.edict_invert), 1e-10),
     "edict, x first": (EDICT(alternate=False), first(reversible.edict_invert, alternate=False), 1e-10),
     "bdia": (BDIA(), first(reversible.bdia_invert), 1e-10),
