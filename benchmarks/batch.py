@@ -1,6 +1,6 @@
 """What the batch engine adds to the network: python -m benchmarks.batch [METHOD ...].
 
-A folder of 128 images, PNG, JPEG and WebP of 64 px (the samples, mirrored and rolled), inverted by
+A folder of 64 images, PNG, JPEG and WebP of 64 px (the samples, mirrored and rolled), inverted by
 `invfast.batch.run` in 50 steps of the bundled pipeline, eager, into a fresh folder; then the same call again, which
 finds all of it done. The network's own time is summed within the same run, so both are of one moment of the machine.
 Per method the images a second, what they would be were there nothing but the network, by how much the engine is
@@ -23,7 +23,7 @@ from benchmarks import rows
 from benchmarks.outside import watched
 from invfast import api, batch, demo
 
-COUNT, STEPS, ROUNDS = 128, 50, 3
+COUNT, STEPS, ROUNDS = 64, 50, 3
 METHODS = ("ddim", "auto")
 PAGE = Path(__file__).parents[1] / "docs" / "batch.md"
 BEGIN, END = "<!-- made by benchmarks.batch -->", "<!-- end -->"
