@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import time
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 from scipy import stats
 
 from benchmarks import rows
-from benchmarks.watermark.cases import CASES, KEYS, SCHEMES, SHORT, STEPS, Case, Images, keys, load, make
+from benchmarks.watermark.cases import CASES, FOLDER, KEYS, SCHEMES, SHORT, STEPS, Case, Images, keys, load, make
 from invfast import adapters, invert
+from invfast.digests import tensor_digest
+from invfast.files import write_atomically
 from invfast.methods.spelling import parse
 from invfast.watermark import Score, score
 from invfast.watermark.attacks import ATTACKS
@@ -69,13 +73,12 @@ def run(path: Path) -> None:
 
 
 class Bench:
-    """One case: its pipeline and images, and the latents of those last attacked."""
+    """One case: its pipeline, images and keys."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.pipe = case, load(case)
         self.images = {name: make(case, self.pipe, name, RUNTIME) for name in (None, *SCHEMES)}
         self.keys = {scheme: keys(scheme, self.pipe) for scheme in SCHEMES}
-        self.encoded: tuple[str, dict[str | None, list[torch.Tensor]]] = ("", {})
 
     def measured(self, attack: str, method: str) -> list[dict[str, Any]]:
         """A row a scheme."""
@@ -91,28 +94,30 @@ class Bench:
         return every
 
     def inverted(self, name: str | None, attack: str, method: str) -> tuple[torch.Tensor, tuple[int, float, int]]:
-        """Latents (n, C, h, w), and (evaluations, seconds of CPU time, images)."""
+        """Latents (n, C, h, w), and (evaluations, seconds of CPU time, images); kept in out/watermark, as images are."""
         images, count = self.images[name], self.case.counts(attack)[name is not None]
-        if self.encoded[0] != attack:
-            self.encoded = (attack, {})
-        ready, spent, found = self.encoded[1].setdefault(name, []), [0, 0.0], []
-        for number, start in enumerate(range(0, count, BATCH)):
-            part = slice(start, min(start + BATCH, count))
-            prompts = images.prompts[part] if self.case.prompted else ""
-            if number >= len(ready):
-                ready.append(self.encode(attacked(images, attack, part)))
-            began = time.process_time()  # others may use the machine too
-            each = invert(
-                self.pipe,
-                ready[number],
-                prompts,
-                method=parse(method),
-                num_inference_steps=STEPS,
-                runtime=RUNTIME,
-            )
-            spent = [spent[0] + sum(each.stats.evaluations), spent[1] + time.process_time() - began]
-            found.append(each.latents)
-        return torch.cat(found), (*spent, count)
+        known = f"{tensor_digest(images.noise)} {self.case.name} {attack} {method} {STEPS} {count}"
+        file = FOLDER / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
+        if not file.exists():
+            found = [
+                self.batch(images, attack, method, slice(start, min(start + BATCH, count)))
+                for start in range(0, count, BATCH)
+            ]
+            latents, *spent = zip(*found, strict=True)
+            tensors = {"latents": torch.cat(latents), "spent": torch.tensor([sum(each) for each in spent])}
+            write_atomically(file, save(tensors))
+        tensors = load_file(file)
+        evaluations, seconds = tensors["spent"].tolist()
+        return tensors["latents"], (evaluations, seconds, count)
+
+    def batch(self, images: Images, attack: str, method: str, part: slice) -> tuple[torch.Tensor, int, float]:
+        """Latents of some images, evaluations, seconds of CPU time."""
+        encoded = self.encode(attacked(images, attack, part))
+        prompts = images.prompts[part] if self.case.prompted else ""
+        how = {"method": parse(method), "num_inference_steps": STEPS, "runtime": RUNTIME}
+        began = time.process_time()  # others may use the machine too
+        found = invert(self.pipe, encoded, prompts, **how)
+        return found.latents, sum(found.stats.evaluations), time.process_time() - began
 
     def encode(self, pictures: list[Any]) -> torch.Tensor:
         model = adapters.resolve(self.pipe)(self.pipe)
@@ -130,8 +135,8 @@ def attacked(images: Images, attack: str, part: slice) -> list[Any]:
 
 
 def judged(plain: list[Score], marked: list[Score]) -> dict[str, Any]:
-    """Figures of images without a watermark, and of those with one."""
-    without, with_it = ([one.statistic for one in each] for each in (plain, marked))
+    """Figures of images without a watermark, and of those with one; ranked by p, for keys differ in their distances."""
+    without, with_it = ([-one.p_value for one in each] for each in (plain, marked))
     above = sorted(without, reverse=True)[int(FPR * len(without))]
     accuracy = [one.bit_accuracy for one in marked if one.bit_accuracy is not None]
     return {

@@ -29,8 +29,9 @@ class Score(Result):
     Args:
         kind: of the key.
         key: its number among those that were asked for, the surest one's.
-        statistic: what images are ranked by, the higher the surer: of rings the mean distance |y - k|, negative; of
-            Gaussian Shading the share of elements whose sign is the key's.
+        statistic: what one key's images are ranked by, the higher the surer: of rings the mean distance |y - k|,
+            negative; of Gaussian Shading the share of elements whose sign is the key's. Between keys p is comparable,
+            distances are not: a key of little power is near to everything.
         p_value: how often latents that know nothing of the key would look as sure; corrected for the number of keys.
         bits: the message as it was read, zeros and ones; "" where the key has none.
         bit_accuracy: the share of them that are the key's; None where it has none.
