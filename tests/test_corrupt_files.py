@@ -85,6 +85,8 @@ WRONG = {
     ("schedule", "prediction_type"): (None, 1, ["epsilon"], "score"),
     ("schedule", "compat"): ("old", 1, False, ["diffusers"]),
     ("schedule", "origin"): (None, [], "x"),
+    ("schedule", "dropped"): (-1, 1.5, True, None, "1", 10**400),
+    ("schedule", "beyond"): (-1, 1.5, True, None, "1", 10**400),
     ("schedule",): (None, [], "x", 3),
     ("method", "class"): (None, 1, ["DDIM"], {"class": "DDIM"}, "os.system", "Method"),
     ("method", "steps"): (1.0, True, "1", None, [1], 0, 10**400),

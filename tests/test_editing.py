@@ -178,6 +178,9 @@ def test_every_way_back(pipe, method, name):
     same = edit(pipe, there, SOURCE, method=name, guidance_scale=1.0, **EXACT)
     assert distance(same.latents, reconstruct(pipe, there, **EXACT).latents) < 1e-11
     assert distance(edit(pipe, there, TARGET, method=name, **EXACT).latents, same.latents) > 1e-3
+    assert (same.partner is None) == (method != "edict")
+    if method == "edict":  # the two agree where nothing is edited
+        assert distance(same.partner, same.latents) < 1e-10
 
 
 @pytest.mark.parametrize("name", ["prompt", "prompt_to_prompt", "direct"])
