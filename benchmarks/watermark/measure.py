@@ -94,7 +94,7 @@ class Bench:
         return every
 
     def inverted(self, name: str | None, attack: str, method: str) -> tuple[torch.Tensor, tuple[int, float, int]]:
-        """Latents (n, C, h, w), and (evaluations, seconds of CPU time, images); kept in out/watermark, as images are."""
+        """Latents (n, C, h, w), and (evaluations, seconds of CPU time, images); kept in out/watermark like images."""
         images, count = self.images[name], self.case.counts(attack)[name is not None]
         known = f"{tensor_digest(images.noise)} {self.case.name} {attack} {method} {STEPS} {count}"
         file = FOLDER / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
