@@ -13,7 +13,7 @@ from batches import BAD, Forks, contents, fill, picture, same, start
 from test_cli import inside, result
 
 from benchmarks import batch as engine
-from invfast import batch, demo, invert, reconstruct
+from invfast import batch, demo, invert, reconstruct, watermark
 
 QUICK = ("--method", "ddim", "--steps", 2)
 TOY = "from batches import Toy; from invfast import batch; batch.Invert = lambda *given: Toy(slow={slow})\n"
@@ -45,6 +45,41 @@ def test_inversions_are_those_of_invert(pipe, tmp_path):
     assert (found.latents - results["house.png"].latents).norm() > 0.1 * alone.latents.norm()
     assert reconstruct(pipe, found).images[0].size == (64, 64)
     assert results.rows["peach.png"]["stats"]["evaluations"] == alone.stats.evaluations[0]
+
+
+def test_keys_are_looked_for(pipe, tmp_path):
+    """Rows say what `detect` says of each image; no secret and no latents are written."""
+    shape, steps = watermark.shape_of(pipe), 5
+    keys = [watermark.TreeRing.new(shape, radius=6), watermark.GaussianShading.new(shape, copies=(1, 4, 4))]
+    for j, key in enumerate(keys):
+        watermark.save_key(key, tmp_path / f"{j}.json")
+    (tmp_path / "in").mkdir()
+    made = watermark.sample(pipe, keys[1].embed(2, torch.Generator().manual_seed(0)), num_inference_steps=steps).images
+    for name, image in zip(("a.png", "b.png"), made, strict=True):
+        image.save(tmp_path / "in" / name)
+    picture(1, (96, 96)).save(tmp_path / "in" / "other.png")
+    named = [word for j in range(2) for word in ("--key", f"{j}.json")]
+    done = inside(
+        "batch", "in", "-o", "out", *named, "--method", "ddim", "--steps", steps, "--device", "cpu", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = batch.open(tmp_path / "out").rows
+    found = watermark.detect(pipe, tmp_path / "in" / "b.png", keys, method="ddim", num_inference_steps=steps)
+    (score,), stats = found.scores, rows["b.png"]["stats"]
+    assert stats["p_value"] == pytest.approx(score.p_value, rel=0.01)
+    assert stats["bits"] == score.bits
+    assert stats["key"] == watermark.fingerprint_of(keys[1])
+    assert stats["evaluations"] == steps
+    assert rows["a.png"]["stats"]["p_value"] < 1e-6 < 1e-3 < rows["other.png"]["stats"]["p_value"]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert all(key.secret.encode() not in written for key in keys)
+    assert max(path.stat().st_size for path in (tmp_path / "out" / "shards").iterdir()) < 4096
+
+
+@pytest.mark.parametrize("keys", [(), ("key.json",)])
+def test_what_is_no_key(keys):
+    with pytest.raises(TypeError, match=r"keys must be a watermark\.Key"):
+        batch.Detect(keys)
 
 
 def test_a_damaged_result_is_named(tmp_path):

@@ -99,7 +99,7 @@ ALLOWED = {
         "schedule",
     },
     "loading": {"demo", "digests"},
-    "batch": {"api", "files", "images", "inversion", "loading", "methods", "plain"},
+    "batch": {"api", "files", "images", "inversion", "loading", "methods", "plain", "watermark"},
     "watermark": {
         *("adapters", "ambient", "analysis", "api", "arguments", "files", "grids", "inversion", "methods", "plain"),
         "reconstruction",

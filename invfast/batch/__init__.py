@@ -7,6 +7,7 @@ A task is done to images chunk by chunk by a `Worker`: one in this process, or w
 """
 
 from invfast.batch.cluster import Ray
+from invfast.batch.detecting import Detect
 from invfast.batch.inverting import Invert
 from invfast.batch.plan import Share
 from invfast.batch.results import Results, open
@@ -16,6 +17,7 @@ from invfast.batch.task import Result, Task
 from invfast.batch.worker import Worker
 
 __all__ = [
+    "Detect",
     "Invert",
     "Progress",
     "Ray",

@@ -66,45 +66,51 @@ class Invert:
         return total_memory(self.device)
 
     def prepare(self, check: Callable[[], None]) -> Run:
-        pipe = loading.load(self.model, self.device)
-        pipe.set_progress_bar_config(disable=True)
-        method = spelling.parse(self.method)
+        pipe = self.load()
 
         def run(images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Result]:
-            found = api.invert(
-                pipe,
-                list(images),
-                list(prompts),
-                method=method,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
-                height=self.size,
-                width=self.size,
-                dtype=self.dtype,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                runtime=self.runtime,
-                callback_on_step_end=lambda *_: check(),
-                callback_on_step_end_tensor_inputs=(),
-            )
+            found = api.invert(pipe, list(images), list(prompts), **self.options(seeds, check))
             return [_result(found[j]) for j in range(len(found))]
 
         return run
 
+    def load(self) -> Any:
+        """The pipeline."""
+        pipe = loading.load(self.model, self.device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def options(self, seeds: Sequence[int], check: Callable[[], None]) -> dict[str, Any]:
+        """What `invert` is told beside pipeline, images and prompts."""
+        return {
+            "method": spelling.parse(self.method),
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "height": self.size,
+            "width": self.size,
+            "dtype": self.dtype,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "runtime": self.runtime,
+            "callback_on_step_end": lambda *_: check(),
+            "callback_on_step_end_tensor_inputs": (),
+        }
+
 
 def _result(inversion: Inversion) -> Result:
     tensors, says = inversion.packed()
+    return Result(tensors, stats_of(inversion), says)
+
+
+def stats_of(inversion: Inversion) -> dict[str, Any]:
+    """Of one image, for the index."""
     stats = inversion.stats
-    return Result(
-        tensors,
-        {
-            "evaluations": stats.evaluations[0],
-            "residual": None if stats.residual is None else float(stats.residual.max()),
-            "reached": None if stats.reached is None else stats.reached[0],
-            "runtime": stats.runtime,
-            "dtype": str(stats.dtype).removeprefix("torch."),
-        },
-        says,
-    )
+    return {
+        "evaluations": stats.evaluations[0],
+        "residual": None if stats.residual is None else float(stats.residual.max()),
+        "reached": None if stats.reached is None else stats.reached[0],
+        "runtime": stats.runtime,
+        "dtype": str(stats.dtype).removeprefix("torch."),
+    }
 
 
 def total_memory(device: str | None) -> int:

@@ -33,7 +33,7 @@ from invfast.cli.base import (
 )
 
 if TYPE_CHECKING:
-    from invfast.batch import Progress
+    from invfast.batch import Progress, Task
 
 EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -87,6 +87,12 @@ def batch(
         int | None,
         typer.Option("--batch", min=1, help="Images run at once. (default: what fits, up to 32)", show_default=False),
     ] = None,
+    keys: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key", exists=True, dir_okay=False, help="Look for this watermark's key; no inversion is kept. Repeatable."
+        ),
+    ] = None,
     model: Model = "",
     method: Annotated[str, typer.Option(help="auto, ddim, ... or with settings, auto(budget=1.2).")] = "auto",
     steps: Steps = 50,
@@ -108,7 +114,11 @@ def batch(
     if engine is Engine.local and (address is not None or actors > 1 or gpus):
         raise typer.BadParameter("--address, --actors and --gpus are of --engine ray")
     stop_on("SIGTERM", "SIGHUP")
-    task = engines.Invert(model, method, steps, guidance, size, dtype, seed, device, runtime)
+    task: Task = engines.Invert(model, method, steps, guidance, size, dtype, seed, device, runtime)
+    if keys:
+        from invfast.watermark import load_key
+
+        task = engines.Detect(tuple(load_key(path) for path in keys), task)
     runner = engines.Ray(address, actors, gpus) if engine is Engine.ray else None
     captions = engines.captions(prompts) if prompts else {}
     announce(model)

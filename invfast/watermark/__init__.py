@@ -8,7 +8,7 @@ images, `score` in latents that are there already. scipy comes with `pip install
 from invfast.watermark.base import Key, Score
 from invfast.watermark.detecting import Detection, detect, score
 from invfast.watermark.gaussian_shading import GaussianShading
-from invfast.watermark.keys import KINDS, load_key, save_key
+from invfast.watermark.keys import KINDS, fingerprint_of, load_key, save_key
 from invfast.watermark.ring_id import RingID
 from invfast.watermark.sampling import sample, shape_of
 from invfast.watermark.tree_ring import TreeRing
@@ -22,6 +22,7 @@ __all__ = [
     "Score",
     "TreeRing",
     "detect",
+    "fingerprint_of",
     "load_key",
     "sample",
     "save_key",

@@ -50,7 +50,7 @@ def score(latents: torch.Tensor | Inversion, keys: Keys) -> tuple[Score, ...]:
             differ.
         ImportError: scipy is missing.
     """
-    every = _keys(keys)
+    every = keys_of(keys)
     if isinstance(latents, Inversion):
         _check_through(latents)
         latents = latents.latents
@@ -87,7 +87,7 @@ def detect(
         TypeError, ValueError, FloatingPointError: as `invert` and `score`.
         ImportError: scipy is missing.
     """
-    every = _keys(keys)
+    every = keys_of(keys)
     shape, factor = every[0].shape, factor_of(pipe)
     if not (isinstance(image, torch.Tensor) and tuple(image.shape[1:]) == shape):  # those are latents
         height = shape[1] * factor if height is None else height
@@ -99,7 +99,7 @@ def detect(
     return Detection(score(inversion, every), inversion)
 
 
-def _keys(keys: Any) -> tuple[Key, ...]:
+def keys_of(keys: Any) -> tuple[Key, ...]:
     every = (keys,) if isinstance(keys, Key) else tuple(keys) if isinstance(keys, Sequence) else ()
     strange = [type(each).__name__ for each in every if not isinstance(each, Key)]
     if strange or not every:

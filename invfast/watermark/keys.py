@@ -37,9 +37,13 @@ def save_key(key: Key, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(key, Key):
         raise TypeError(f"key must be one of {', '.join(cls.__name__ for cls in KINDS.values())}, got {key!r}")
-    said = {"format": FORMAT, "schema": SCHEMA, "kind": key.kind, "settings": asdict(key)}
-    text = json.dumps({**said, "sha256": _digest(said)}, indent=1)
+    text = json.dumps({**_said(key), "sha256": fingerprint_of(key)}, indent=1)
     write_atomically(Path(path), f"{text}\n".encode(), private=True)
+
+
+def fingerprint_of(key: Key) -> str:
+    """What a key goes by in public, the SHA-256 that its file has too; nobody comes from it to the secret."""
+    return _digest(_said(key))
 
 
 def load_key(path: str | os.PathLike[str]) -> Key:
@@ -61,6 +65,10 @@ def load_key(path: str | os.PathLike[str]) -> Key:
         raise ValueError(f"key file {str(path)!r} cannot be used: its JSON is nested too deeply") from error
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"key file {str(path)!r} cannot be used: {error}") from error
+
+
+def _said(key: Key) -> dict[str, Any]:
+    return {"format": FORMAT, "schema": SCHEMA, "kind": key.kind, "settings": asdict(key)}
 
 
 def _read(path: Path) -> dict[str, Any]:
