@@ -90,7 +90,7 @@ def batch(
     keys: Annotated[
         list[Path] | None,
         typer.Option(
-            "--key", exists=True, dir_okay=False, help="Look for this watermark's key; no inversion is kept. Repeatable."
+            "--key", exists=True, dir_okay=False, help="Look for this watermark key, keep no inversion; repeatable."
         ),
     ] = None,
     model: Model = "",
