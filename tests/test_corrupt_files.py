@@ -334,10 +334,11 @@ def corrupted(rng, metadata, tensors, values):
     return bytes(content)
 
 
-def test_two_thousand_corrupted_files(good, tmp_path):
+@pytest.mark.parametrize("count", [500, pytest.param(2000, marks=pytest.mark.slow)])
+def test_corrupted_files(count, good, tmp_path):
     """An inversion that can be saved again, or the one error."""
     rng, path, loaded, told = random.Random(18), tmp_path / "x", 0, set()
-    for _ in range(2000):
+    for _ in range(count):
         path.write_bytes(corrupted(rng, *good))
         try:
             found = Inversion.load(path)
@@ -350,5 +351,5 @@ def test_two_thousand_corrupted_files(good, tmp_path):
         if loaded % 20 == 0:
             found.save(path)
             assert Inversion.load(path) == found
-    assert 100 < loaded < 1000  # a bit of a latent is still a latent
-    assert len(told) > 30
+    assert count / 20 < loaded < count / 2  # a bit of a latent is still a latent
+    assert len(told) > 20
