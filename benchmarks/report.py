@@ -1,4 +1,4 @@
-"""Tables and a bar chart of the newest rows: python -m benchmarks.report; --write also puts them into README and docs.
+"""Tables and a bar chart of the newest rows: python -m benchmarks.report; --write also puts them into docs.
 
 Each suite has a file of rows and a page with a marked place for its tables; --write commits the rows beside them.
 """
@@ -110,7 +110,7 @@ SHORT = (
     "invfast compile",
     "invfast compile, auto 1.05",
 )
-"""Runners of whole calls that the README has."""
+"""Runners of whole calls that docs/speed.md has."""
 
 
 def call_tables(found: Iterable[dict[str, Any]]) -> str:
@@ -212,8 +212,8 @@ def write(path: Path, mark: str, text: str) -> None:
 
 
 SUITES = (
-    ("runtimes", tables, "README.md", "bench"),
-    ("gpu", short_call_tables, "README.md", "gpu"),
+    ("runtimes", tables, "docs/speed.md", "bench"),
+    ("gpu", short_call_tables, "docs/speed.md", "gpu"),
     ("gpu", call_tables, "docs/runtimes.md", "gpu"),
     ("vae", tables, "docs/runtimes.md", "vae"),
     ("start", start_tables, "docs/runtimes.md", "start"),

@@ -180,13 +180,13 @@ def test_the_report_is_a_function_of_the_rows(rows, tmp_path, capsys):
 def test_committed_rows_enter_the_pages(rows, tmp_path):
     (tmp_path / "docs" / "methods").mkdir(parents=True)
     targets = {"accuracy": tmp_path / "docs/accuracy.md", "measured": tmp_path / "docs/methods/auto.md"}
-    readme = tmp_path / "README.md"
-    for mark, page in (*targets.items(), ("accuracy", readme)):
+    headline = tmp_path / "docs/methods.md"
+    for mark, page in (*targets.items(), ("accuracy", headline)):
         page.write_text(f"before\n<!-- {mark} -->\nold\n<!-- /{mark} -->\nafter\n")
     for each in rows:
         store.append(tmp_path / "rows.jsonl", each)
     report.report(tmp_path / "rows.jsonl", tmp_path)
-    for page in (*targets.values(), readme):
+    for page in (*targets.values(), headline):
         text = page.read_text()
         assert text.startswith("before\n")
         assert text.endswith("after\n")
@@ -194,7 +194,7 @@ def test_committed_rows_enter_the_pages(rows, tmp_path):
     assert "| auto 70 | 50 | 1.12 | 79.0 |" in targets["measured"].read_text()
     assert "DDIM" not in targets["measured"].read_text()
     assert "pareto.png" in targets["accuracy"].read_text()
-    assert "| auto 70 | 1.12 | 79.0 |" in readme.read_text()
+    assert "| auto 70 | 1.12 | 79.0 |" in headline.read_text()
 
 
 def test_every_method_page_has_a_place_for_its_figures():

@@ -53,7 +53,7 @@ def report(path: Path, root: Path | None) -> None:
         return
     write(folder / "accuracy.md", "accuracy", _shown(folder) + text)
     if grids:
-        write(root / "README.md", "accuracy", f"{sections.headline(rows)}\n\n{place(every, rows)}\n")
+        write(folder / "methods.md", "accuracy", f"{sections.headline(rows)}\n\n{place(every, rows)}\n")
     for name, content in method_lines(rows).items():
         target = folder / "methods" / f"{name}.md"
         if target.exists():

@@ -34,7 +34,7 @@ HEADLINE = (
     "Anderson 3",
     "Anderson 5",
 )
-"""Methods of the README's table."""
+"""Methods that docs/methods.md shows."""
 SHORT = ("evaluations", "latent_psnr", "psnr_to_vae", "psnr", "ssim", "noise_std", "noise_kurtosis")
 
 
@@ -90,14 +90,14 @@ def short_table(rows: Sequence[Row]) -> str:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The README's table: some methods on the longest grid."""
+    """The table of docs/methods.md: some methods on the longest grid."""
     mine = {row["case"]["name"]: row for row in of(rows, "guidance 1", steps=grids(rows)[-1]) if "figures" in row}
     lines = [[name, *figures(mine[name], SHORT)] for name in HEADLINE if name in mine]
     floor = next(iter(mine.values()))["figures"]["all"]
     lines.insert(0, _floor_line(floor, SHORT))
-    picture = "![Evaluations a step against median latent PSNR](docs/pareto.png)"
+    picture = "![Evaluations a step against median latent PSNR](pareto.png)"
     which = f"N = {grids(rows)[-1]}, guidance 1, float32, medians of {floor['count']} images, PSNR in dB"
-    said = f"What they buy on the bundled model, {which} (`make accuracy`; [all figures](docs/accuracy.md)):"
+    said = f"What they buy on the bundled model, {which} (`make accuracy`; [all figures](accuracy.md)):"
     return f"{said}\n\n{picture}\n\n{table(['', *heads(SHORT)], lines)}"
 
 
