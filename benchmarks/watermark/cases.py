@@ -24,7 +24,9 @@ STEPS = 20
 """Of sampling and of inversion."""
 KEYS = 8
 """Keys a scheme: image j has number j modulo 8, and an image without a watermark is asked for all of them."""
-EVERY = ("ddim", "easyinv", "obelm", "forward_start(2)", "auto(budget=1.2)", "auto")
+DECODER = ", decoder"
+"""Ends a method that begins with the decoder's latents in place of the encoder's, `invert(encode="decoder")`."""
+EVERY = ("ddim", "easyinv", "obelm", "forward_start(2)", "auto(budget=1.2)", "auto", "ddim, decoder", "auto, decoder")
 SHORT = ("ddim", "auto(budget=1.2)")
 
 

@@ -15,8 +15,22 @@ from safetensors.torch import load_file, save
 from scipy import stats
 
 from benchmarks import rows
-from benchmarks.watermark.cases import CASES, FOLDER, KEYS, SCHEMES, SHORT, STEPS, Case, Images, keys, load, make
+from benchmarks.watermark.cases import (
+    CASES,
+    DECODER,
+    FOLDER,
+    KEYS,
+    SCHEMES,
+    SHORT,
+    STEPS,
+    Case,
+    Images,
+    keys,
+    load,
+    make,
+)
 from invfast import adapters, invert
+from invfast.adapters.decoder_inversion import DecoderInversion, refined
 from invfast.digests import tensor_digest
 from invfast.files import write_atomically
 from invfast.methods.spelling import parse
@@ -79,6 +93,7 @@ class Bench:
         self.case, self.pipe = case, load(case)
         self.images = {name: make(case, self.pipe, name, RUNTIME) for name in (None, *SCHEMES)}
         self.keys = {scheme: keys(scheme, self.pipe) for scheme in SCHEMES}
+        self.decoded: dict[Any, torch.Tensor] = {}
 
     def measured(self, attack: str, method: str) -> list[dict[str, Any]]:
         """A row a scheme."""
@@ -112,17 +127,24 @@ class Bench:
 
     def batch(self, images: Images, attack: str, method: str, part: slice) -> tuple[torch.Tensor, int, float]:
         """Latents of some images, evaluations, seconds of CPU time."""
-        encoded = self.encode(attacked(images, attack, part))
+        encoded = self.encode(images, attack, part, method.endswith(DECODER))
         prompts = images.prompts[part] if self.case.prompted else ""
-        how = {"method": parse(method), "num_inference_steps": STEPS, "runtime": RUNTIME}
+        how = {"method": parse(method.removesuffix(DECODER)), "num_inference_steps": STEPS, "runtime": RUNTIME}
         began = time.process_time()  # others may use the machine too
         found = invert(self.pipe, encoded, prompts, **how)
         return found.latents, sum(found.stats.evaluations), time.process_time() - began
 
-    def encode(self, pictures: list[Any]) -> torch.Tensor:
-        model = adapters.resolve(self.pipe)(self.pipe)
-        with model.session():
-            return model.encode(pictures, None, None)
+    def encode(self, images: Images, attack: str, part: slice, decoder: bool) -> torch.Tensor:
+        """The encoder's latents, or the decoder's, which are made once: they cost more than the inversion."""
+        key = (id(images), attack, part.start)
+        if not decoder or key not in self.decoded:
+            model = adapters.resolve(self.pipe)(self.pipe)
+            with model.session():
+                found = model.encode(attacked(images, attack, part), None, None)
+                if not decoder:
+                    return found
+                self.decoded[key], _ = refined(model, found, DecoderInversion())
+        return self.decoded[key]
 
     def error(self, scheme: str, latents: torch.Tensor) -> float:
         """Mean relative error of the noise, |x - x_T| / |x_T|."""
