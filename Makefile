@@ -75,7 +75,7 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow --timeout=3600
 
 docs: $(VENV)/.test
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -d out/docs
+	$(BIN)/zensical build --strict
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
