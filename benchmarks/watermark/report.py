@@ -85,13 +85,14 @@ def picture(found: list[Row]) -> bytes:
 
 def _bars(ax: Any, found: list[Row]) -> None:
     shown = [method for method in COLOURS if any(row["method"] == method and row["attack"] != "none" for row in found)]
+    names = [name for name in ATTACKS if any(row["attack"] == name for row in found)]
     for j, method in enumerate(shown):
         value = {row["attack"]: row["tpr"] for row in found if row["method"] == method}
-        at = [i + (j - (len(shown) - 1) / 2) * 0.4 for i, name in enumerate(ATTACKS) if name in value]
-        heights = [value[name] for name in ATTACKS if name in value]
+        at = [i + (j - (len(shown) - 1) / 2) * 0.4 for i, name in enumerate(names) if name in value]
+        heights = [value[name] for name in names if name in value]
         ax.bar(at, heights, 0.38, label=method, color=COLOURS[method])
-    ax.set_xticks(range(len(ATTACKS)), list(ATTACKS), rotation=30, fontsize=9)
-    ax.set_ylim(0, 1.02)
+    ax.set_xticks(range(len(names)), names, rotation=30, fontsize=9)
+    ax.set_ylim(0, 1.25)  # room for the legend
     ax.legend(fontsize=8)
 
 
@@ -106,5 +107,5 @@ def _points(ax: Any, case: Case, found: list[Row]) -> None:
             ax.annotate(row["method"], where, (4, -11), textcoords="offset points", fontsize=7)
     ax.set_title(case.name, fontsize=10)
     ax.set_xlabel("evaluations a step")
-    ax.margins(0.12)
+    ax.margins(0.25)
     ax.legend(fontsize=8)
