@@ -33,12 +33,12 @@ bench-gpu: $(VENV)/.test $(VENV)/.bench
 	$(BIN)/python -m benchmarks.report
 
 # Every method on the bundled model, at most 90 minutes on 2 cores; goes on where it was stopped.
-accuracy: $(VENV)/.eval $(VENV)/.train
+accuracy: $(VENV)/.eval $(VENV)/.train $(VENV)/.analysis
 	$(BIN)/python -m benchmarks.accuracy.midpoint
 	$(BIN)/python -m benchmarks.accuracy
 
 # At most 5 minutes, from the bundled images alone.
-accuracy-quick: $(VENV)/.eval $(VENV)/.train
+accuracy-quick: $(VENV)/.eval $(VENV)/.train $(VENV)/.analysis
 	$(BIN)/python -m benchmarks.accuracy --quick
 
 # What two papers claim, asked of the bundled models, at most two hours on 2 cores; goes on where it was stopped.

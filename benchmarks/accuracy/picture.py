@@ -4,123 +4,118 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from itertools import pairwise
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from benchmarks.accuracy.front import Point, front, points
 from benchmarks.accuracy.store import Row
 
-WIDTH, HEIGHT, LEFT, RIGHT, HEAD, FOOT = 1080, 560, 64, 24, 40, 46
 TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10)
-BLUE, DARK, LINE, FAINT = "#1f6fbf", "#404040", "#d07a1f", "#e4e4e4"
-Box = tuple[float, float, float, float]
+BLUE, DARK, ORANGE, GREY, FAINT = "#1f6fbf", "#404040", "#d07a1f", "#a0a0a0", "#e4e4e4"
+FRONTS = ((True, BLUE, "auto"), (False, ORANGE, "front of the others that DDIM sampling undoes"))
 
 
-def picture(rows: Sequence[Row], grids: Sequence[int]) -> Image.Image:
-    """Panels below each other, RGB."""
-    canvas = Image.new("RGB", (WIDTH, HEIGHT * len(grids)), "white")
-    for j, n in enumerate(grids):
-        panel = Panel(n, points(rows, n))
-        canvas.paste(panel.image, (0, j * HEIGHT))
-    return canvas
+def picture(rows: Sequence[Row], grids: Sequence[int]) -> bytes:
+    """PNG: panels below each other."""
+    figure = Figure(figsize=(10.8, 5.6 * len(grids)), dpi=100, layout="constrained")
+    panels = [Panel(axes, n, points(rows, n)) for axes, n in zip(_axes(figure, len(grids)), grids, strict=True)]
+    figure.draw_without_rendering()  # the layout is known from here on, and names can be put on pixels
+    figure.set_layout_engine("none")
+    for each in panels:
+        each.name_all()
+    content = BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _axes(figure: Figure, count: int) -> Sequence[Any]:
+    return figure.subplots(count, squeeze=False)[:, 0]
 
 
 class Panel:
-    """One grid: axes, both lines, all points with their names."""
+    """One grid: axes, both fronts, all points; then their names.
 
-    def __init__(self, n: int, found: Sequence[Point]) -> None:
-        self.image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-        self.draw, self.font = ImageDraw.Draw(self.image), ImageFont.load_default(15)
+    Libraries that place names push them away from each other by forces, and ended far from their points here.
+    """
+
+    def __init__(self, axes: Any, n: int, found: Sequence[Point]) -> None:
+        self.axes, self.found = axes, found
         kept = [point for point in found if not point.own_sampler]
-        highest = max(point.evaluations for point in found)
-        # Room on the left, where all that costs N evaluations stands in one column.
-        self.low, self.high = math.log(0.55), math.log(highest * 1.9)
         values = [point.quality for point in kept]
-        self.bottom, self.top = 10 * math.floor(min(values) / 10) - 5, 10 * math.ceil(max(values) / 10) + 14
-        self.taken: list[Box] = []
-        self._axes(n)
-        self._stairs(front([p for p in kept if not p.auto]), LINE)
-        self._stairs(front([p for p in kept if p.auto]), BLUE)
-        self._points(found)
-
-    def x(self, evaluations: float) -> float:
-        return LEFT + (math.log(evaluations) - self.low) / (self.high - self.low) * (WIDTH - LEFT - RIGHT)
-
-    def y(self, quality: float) -> float:
-        share = (min(quality, self.top - 4) - self.bottom) / (self.top - self.bottom)
-        return HEIGHT - FOOT - share * (HEIGHT - HEAD - FOOT)
-
-    def _axes(self, n: int) -> None:
-        title = f"N = {n}: median latent PSNR in dB against evaluations a step"
-        self.draw.text((LEFT, 10), title, "black", ImageFont.load_default(18))
-        for tick in TICKS:
-            if math.log(tick) < self.high:
-                x = self.x(tick)
-                self.draw.line((x, HEAD, x, HEIGHT - FOOT), FAINT)
-                self.draw.text((x, HEIGHT - FOOT + 6), f"{tick:g}", "black", self.font, anchor="mt")
-        for tick in range(10 * math.ceil(self.bottom / 10), int(self.top), 10):
-            y = self.y(tick)
-            self.draw.line((LEFT, y, WIDTH - RIGHT, y), FAINT)
-            self.draw.text((LEFT - 8, y), str(tick), "black", self.font, anchor="rm")
-        legend = (("auto", BLUE), ("front of the others that DDIM sampling undoes", LINE))
-        right = WIDTH - RIGHT
-        for text, colour in reversed(legend):
-            self.draw.text((right, HEIGHT - 20), text, "black", self.font, anchor="rt")
-            right -= self.font.getlength(text) + 34
-            self.draw.line((right, HEIGHT - 12, right + 26, HEIGHT - 12), colour, 3)
-            right -= 24
-        self.draw.text((LEFT, HEIGHT - 20), "hollow: brings its own sampler, dB at the name", "black", self.font)
-
-    def _stairs(self, found: Sequence[Point], colour: str) -> None:
-        """What can be had for at most so many evaluations."""
-        corners = []
+        self.end = 1.9 * max(point.evaluations for point in found)
+        self.top = 10 * math.ceil(max(values) / 10) + 14
+        self.corners = [self._stairs(front([p for p in kept if p.auto is a]), *style) for a, *style in FRONTS]
         for point in found:
-            x, y = self.x(point.evaluations), self.y(point.quality)
-            corners += [(x, corners[-1][1])] if corners else []
-            corners.append((x, y))
+            colour = BLUE if point.auto else DARK
+            inside = "white" if point.own_sampler else colour
+            axes.plot(*self.at(point), "o", markersize=7, color=colour, markerfacecolor=inside)
+        self._frame(n, 10 * math.floor(min(values) / 10) - 5)
+
+    def at(self, point: Point) -> tuple[float, float]:
+        """Where it stands; what is far above all others at the top."""
+        return point.evaluations, min(point.quality, self.top - 4)
+
+    def _frame(self, n: int, bottom: float) -> None:
+        # Room on the left, where all that costs N evaluations stands in one column.
+        self.axes.set(xscale="log", xlim=(0.55, self.end), ylim=(bottom, self.top))
+        self.axes.set_xticks([tick for tick in TICKS if tick < self.end])
+        self.axes.set_xticks([], minor=True)
+        self.axes.xaxis.set_major_formatter("{x:g}")
+        self.axes.set_title(f"N = {n}: median latent PSNR in dB against evaluations a step", loc="left", fontsize=13)
+        self.axes.set_xlabel("hollow: brings its own sampler, dB at the name", loc="left")
+        self.axes.grid(color=FAINT)
+        self.axes.set_axisbelow(True)
+        self.axes.spines[:].set_visible(False)
+        self.axes.legend(loc="upper right", bbox_to_anchor=(1, -0.045), ncols=2, frameon=False)
+
+    def _stairs(self, found: Sequence[Point], colour: str, label: str) -> list[tuple[float, float]]:
+        """What can be had for at most so many evaluations; the corners of its line."""
+        corners: list[tuple[float, float]] = []
+        for x, y in ((point.evaluations, point.quality) for point in found):
+            corners += [*([(x, corners[-1][1])] if corners else []), (x, y)]
         if corners:
-            corners.append((WIDTH - RIGHT, corners[-1][1]))
-            self.draw.line(corners, colour, 2)
-            for (x0, y0), (x1, y1) in pairwise(corners):
-                self.taken.append((x0 - 1, min(y0, y1) - 1, x1 + 1, max(y0, y1) + 1))
+            corners.append((self.end, corners[-1][1]))
+            self.axes.plot(*zip(*corners, strict=True), color=colour, linewidth=1.6, label=label)
+        return corners
 
-    def _points(self, found: Sequence[Point]) -> None:
-        at = {point: (self.x(point.evaluations), self.y(point.quality)) for point in found}
-        for point, (x, y) in at.items():
-            box = (x - 5, y - 5, x + 5, y + 5)
-            self.taken.append(box)
-            if point.own_sampler:
-                self.draw.ellipse(box, "white", DARK, 2)
-            else:
-                self.draw.ellipse(box, BLUE if point.auto else DARK)
-        for point in sorted(found, key=lambda p: -p.quality):
-            name = f"{point.name} ({point.quality:.0f})" if point.own_sampler else point.name
-            self._label(at[point], name, BLUE if point.auto else "black")
+    def name_all(self) -> None:
+        """Writes all names, from the top down, each at the nearest free place."""
+        pixels = self.axes.transData.transform
+        taken = [_around(*pixels(self.at(point)), 6) for point in self.found]
+        for corners in self.corners:
+            taken += [Bbox([pixels(a), pixels(b)]).padded(1) for a, b in pairwise(corners)]
+        for point in sorted(self.found, key=lambda p: -p.quality):
+            text = f"{point.name} ({point.quality:.0f})" if point.own_sampler else point.name
+            taken.append(self._name(pixels(self.at(point)), text, BLUE if point.auto else "black", taken))
 
-    def _label(self, at: tuple[float, float], text: str, colour: str) -> None:
-        """Writes a name at the nearest free place, with a line to its point where that is not beside it."""
-        x, y = at
-        width, tall = self.font.getlength(text), 16
-        for box in _places(x, y, width, tall):
-            inside = box[0] > LEFT + 2 and box[2] < WIDTH - 4 and box[1] > HEAD and box[3] < HEIGHT - FOOT
-            if inside and not any(_overlap(box, other) for other in self.taken):
+    def _name(self, at: tuple[float, float], text: str, colour: str, taken: Sequence[Bbox]) -> Bbox:
+        """Writes a name, with a line to its point where that is not beside it; the box it takes."""
+        (x, y), back = at, self.axes.transData.inverted().transform
+        said = self.axes.text(*back(at), text, color=colour, fontsize=10.5, va="center_baseline")
+        size = said.get_window_extent()
+        for box in _places(x, y, size.width, size.height):
+            inside = Bbox.intersection(box, self.axes.bbox)
+            if inside is not None and inside.width == box.width and not any(box.overlaps(other) for other in taken):
                 break
-        middle = (box[1] + box[3]) / 2
-        if abs(middle - y) > tall / 2 or min(abs(box[0] - x), abs(box[2] - x)) > 16:
-            edge = box[0] - 2 if box[0] > x else box[2] + 2
-            self.draw.line((x, y, edge, middle), "#a0a0a0")
-        self.draw.text((box[0], middle), text, colour, self.font, anchor="lm")
-        self.taken.append(box)
+        middle = (box.y0 + box.y1) / 2
+        if abs(middle - y) > size.height / 2 or min(abs(box.x0 - x), abs(box.x1 - x)) > 16:
+            edge = box.x0 - 2 if box.x0 > x else box.x1 + 2
+            self.axes.plot(*zip(back((x, y)), back((edge, middle)), strict=True), color=GREY, linewidth=0.8, zorder=1)
+        said.set_position(back((box.x0, middle)))
+        return box
 
 
-def _places(x: float, y: float, width: float, tall: float) -> Iterable[Box]:
+def _around(x: float, y: float, away: float) -> Bbox:
+    return Bbox.from_extents(x - away, y - away, x + away, y + away)
+
+
+def _places(x: float, y: float, width: float, tall: float) -> Iterable[Bbox]:
     """Boxes around a point, the nearest first."""
     for away in (9, 30, 60, 100, 150):
         for shift in (0, -11, 11, -18, 18, -26, 26, -36, 36, -48, 48, -60, 60):
             for left in (x + away, x - away - width):
-                yield left, y + shift - tall / 2, left + width, y + shift + tall / 2
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+                yield Bbox.from_bounds(left, y + shift - tall / 2, width, tall)

@@ -10,6 +10,7 @@ from benchmarks.accuracy import sections, store, verdicts
 from benchmarks.accuracy.picture import picture
 from benchmarks.accuracy.store import Row
 from benchmarks.report import write
+from invfast.files import write_atomically
 
 PAGES = {
     "Auto": "auto",
@@ -47,7 +48,7 @@ def report(path: Path, root: Path | None) -> None:
     grids = sections.grids(rows)
     folder = path.parent if root is None else root / "docs"
     if grids:
-        picture(rows, grids).save(folder / "pareto.png", optimize=True)
+        write_atomically(folder / "pareto.png", picture(rows, grids))
         print(f"picture: {folder / 'pareto.png'}")
     if root is None:
         return
