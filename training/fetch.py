@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -15,8 +14,7 @@ def npm_package(name: str, version: str, folder: Path) -> Path:
     def make(work: Path) -> Path:
         _run(["npm", "pack", f"{name}@{version}", "--silent"], work)
         (archive,) = work.glob("*.tgz")
-        with tarfile.open(archive) as tar:
-            tar.extractall(work, filter="data")
+        _run(["tar", "xzf", archive.name], work)  # Python's own has no safe way before 3.11.4, Debian 12 has 3.11.2
         return work / "package"
 
     return _once(folder / f"{name}-{version}", make)
