@@ -25,6 +25,7 @@ SELF = (0.0, 1 / 2, 1.0)
 WAYS = ("ddim", started(2), AUTO)
 MOST = 2
 """Shards taken."""
+DRAWS = 200
 
 
 def rows(shards: Shards) -> Iterator[dict[str, Any]]:
@@ -71,9 +72,11 @@ def sampled(shards: Shards, a: torch.Tensor, b: torch.Tensor, share: float) -> t
 def figures(pictures: torch.Tensor, known: torch.Tensor) -> dict[str, Any]:
     """What is measured of a set of pictures."""
     x = pictures.clamp(-1, 1)
+    own, beside = means(x), means(known.clamp(-1, 1))
     return {
         "n": len(x),
-        "frechet": frechet(means(x), means(known.clamp(-1, 1))),
+        "frechet": frechet(own, beside),
+        "frechet_error": error(own, beside),
         "plain": float(plain_mask(x).double().mean()),
         "step": float((x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()) / 2),
     }
@@ -82,6 +85,12 @@ def figures(pictures: torch.Tensor, known: torch.Tensor) -> dict[str, Any]:
 def means(x: torch.Tensor) -> np.ndarray:
     """(n, 48) the 4 x 4 means of each colour."""
     return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1).double().numpy()
+
+
+def error(a: np.ndarray, b: np.ndarray) -> float:
+    """Standard error of their distance: that of DRAWS bootstrap samples of the first."""
+    random = np.random.default_rng(DRAWS)
+    return float(np.std([frechet(a[random.integers(0, len(a), len(a))], b) for _ in range(DRAWS)], ddof=1))
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:

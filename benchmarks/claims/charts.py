@@ -16,6 +16,8 @@ from invfast.files import write_atomically
 
 Rows = Sequence[Mapping[str, Any]]
 SAVED = {
+    "Correlation by share of steps replaced": "claims_correlation.png",
+    "Error of the predicted noise": "claims_steps.png",
     "MasaCtrl, one column an inversion": "claims_masactrl.png",
 }
 """Those that docs/claims.md shows."""

@@ -37,9 +37,13 @@ def rows(shards: Shards) -> Iterator[dict[str, Any]]:
 
 
 def figures(edits: torch.Tensor, source: torch.Tensor, plain: torch.Tensor) -> dict[str, Any]:
-    """Of (targets, n, 3, H, W) edits: their distance from the source and from each other, root mean square."""
+    """Of (targets, n, 3, H, W) edits: their distance from the source and from each other, root mean square.
+
+    "each" has two of the figures by source, for how sure a difference between methods is; None without plain pixels.
+    """
     moved = (edits - source).square().mean(2)
     pairs = apart(edits)
+    by_source = [rms(moved[:, j, mask]) if mask.any() else None for j, mask in enumerate(plain)]
     return {
         "n": edits.shape[0] * edits.shape[1],
         "moved": rms(moved),
@@ -48,6 +52,7 @@ def figures(edits: torch.Tensor, source: torch.Tensor, plain: torch.Tensor) -> d
         "diversity": rms(pairs),
         "diversity_inside": rms(pairs[:, plain]),
         "diversity_outside": rms(pairs[:, ~plain]),
+        "each": {"diversity": [rms(pairs[:, j]) for j in range(len(source))], "moved_inside": by_source},
     }
 
 

@@ -6,9 +6,12 @@ whether an effect is there, not how large it is elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from benchmarks.claims.subjects import started
 
@@ -16,6 +19,7 @@ Rows = Sequence[Mapping[str, Any]]
 Values = Mapping[str, float]
 NOISE, FRESH, START = "the noise", "fresh noise", started(2)
 DIFFUSION, ALL = ("pixel", "latent"), ("pixel", "latent", "flow")
+DIFFERENCE, ERROR = "difference", "its standard error"
 EARLY = 0.1
 """The first steps of an inversion, where the paper finds the error."""
 
@@ -56,6 +60,38 @@ def one(rows: Rows, **wanted: Any) -> Mapping[str, Any]:
 def by_method(field: str, *methods: str, **wanted: Any) -> Callable[[Rows], Values]:
     """A field of several methods' rows."""
     return lambda rows: {method: one(rows, method=method, **wanted)[field] for method in methods}
+
+
+def paired(field: str, *methods: str) -> Callable[[Rows], Values]:
+    """A field of two methods' rows, and by how much the first is above the second, source by source."""
+
+    def values(rows: Rows) -> Values:
+        found = {method: one(rows, method=method) for method in methods}
+        pairs = zip(*(found[method]["each"][field] for method in methods), strict=True)
+        off = np.array([a - b for a, b in pairs if a is not None and b is not None])
+        beside = {DIFFERENCE: float(off.mean()), ERROR: float(off.std(ddof=1)) / math.sqrt(len(off))}
+        return {method: row[field] for method, row in found.items()} | beside
+
+    return values
+
+
+def distances(rows: Rows, *methods: str) -> Values:
+    """Frechet distances half way of two methods, and by how much the first is above the second."""
+    found = [one(rows, method=method, what="between", share=1 / 2) for method in methods]
+    off = found[0]["frechet"] - found[1]["frechet"]
+    error = math.hypot(*(row["frechet_error"] for row in found))
+    values = {method: row["frechet"] for method, row in zip(methods, found, strict=True)}
+    return values | {DIFFERENCE: off, ERROR: error}
+
+
+def above(values: Values) -> bool:
+    """The difference is above twice its standard error."""
+    return values[DIFFERENCE] > 2 * values[ERROR]
+
+
+def below(values: Values) -> bool:
+    """It is below zero by as much."""
+    return values[DIFFERENCE] < -2 * values[ERROR]
 
 
 def fields(method: str, **named: str) -> Callable[[Rows], Values]:
