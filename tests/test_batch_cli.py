@@ -184,7 +184,7 @@ def test_nohup_outlives_its_terminal(tmp_path):
     """A SIGHUP that was ignored from the start stays ignored, and lines say how far it is."""
     fill(tmp_path / "in", 30, bad=False)
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + TOY.format(slow=0.1)
-    code += "import invfast.cli.batch as command; command.EVERY = 0.2\n" + MAIN
+    code += "from invfast.cli import terminal; terminal.EVERY = 0.2\n" + MAIN
     process = start("batch", "in", "-o", "out", "--batch", 1, cwd=tmp_path, code=code)
     wait_for(tmp_path / "out", 2, process)
     process.send_signal(signal.SIGHUP)

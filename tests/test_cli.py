@@ -152,7 +152,8 @@ def test_ctrl_c_leaves_nothing(tmp_path):
 
 def test_a_swallowed_ctrl_c_stops_the_next_step(tmp_path):
     """One that arrived inside a destructor, say: the flag is set, the exception went nowhere."""
-    code = "from invfast.cli import base, main; base._stop_asked.set(); main()"
+    code = "from invfast.cli import base, images, main; load = images.load_model\n"
+    code += "images.load_model = lambda *args: (load(*args), base._stop_asked.set())[0]\nmain()"
     command = [sys.executable, "-c", code, "invert", PEACH, "-o", "noise", "--steps", "999"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 130, done.stderr

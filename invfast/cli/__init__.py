@@ -6,38 +6,32 @@ Exit codes: 0 done, 1 it could not be done (the message says why), 2 the command
 from __future__ import annotations
 
 import os
-
-import typer
-
-from invfast.cli import edits, figures, images, machine
-from invfast.cli.analyze import analyze
-from invfast.cli.batch import batch
-from invfast.cli.watermark import watermark
-
-app = typer.Typer(
-    help="Invert images through diffusion models: find the noise a pipeline regenerates them from.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-COMMANDS = (
-    images.invert,
-    images.reconstruct,
-    edits.edit,
-    figures.interpolate,
-    figures.compare,
-    analyze,
-    batch,
-    machine.doctor,
-    machine.export,
-)
-for command in COMMANDS:
-    app.command()(command)
-app.add_typer(watermark, name="watermark")
-app.add_typer(machine.cache, name="cache")
+import sys
+from typing import Any
 
 
 def main() -> None:
     """The console script."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    app()
+    sys.unraisablehook = _unraisable
+    try:
+        from invfast.cli.commands import app
+
+        app(prog_name="invfast")
+    except KeyboardInterrupt:  # before a command had begun
+        os._exit(130)
+
+
+def __getattr__(name: str) -> Any:
+    """`app` is made when it is asked for, so that Ctrl-C ends `main` quietly from its first import on."""
+    if name == "app":
+        from invfast.cli.commands import app
+
+        return app
+    raise AttributeError(f"module 'invfast.cli' has no attribute {name!r}")
+
+
+def _unraisable(args: Any) -> None:
+    """A Ctrl-C that arrived in a destructor is kept elsewhere (`base.stop_if_asked`), and no news."""
+    if not issubclass(args.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(args)

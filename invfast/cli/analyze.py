@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Column, Table
 
-from invfast.cli.base import Json, err, guarded, result
+from invfast.cli import terminal
+from invfast.cli.base import Json, guarded, result
 
 if TYPE_CHECKING:
     from invfast.analysis import Report
@@ -44,7 +42,7 @@ def analyze(
     true = None if noise is None else _noise(noise, groups)
     reports = {}
     for shape, inversions in groups.items():
-        with err.status(f"{len(inversions)} files of latents {shape} ..."):
+        with terminal.status(f"{len(inversions)} files of latents {shape} ..."):
             images = _joined(inversions, "init_latents")
             mask = plain_mask(images, plain) if min(shape[1:]) > 1 else None
             reports[shape] = run(_joined(inversions, "latents"), images, true, mask=mask, seed=seed)
@@ -66,11 +64,7 @@ def _groups(files: Sequence[Path]) -> dict[tuple[int, ...], list[Inversion]]:
         inversion = Inversion.load(path)
         steps = inversion.schedule.num_steps
         if inversion.node < steps:
-            err.print(
-                f"warning: {str(path)!r} was interrupted at node {inversion.node} of {steps}; it is not noise yet",
-                style="yellow",
-                markup=False,
-            )
+            terminal.warning(f"{str(path)!r} was interrupted at node {inversion.node} of {steps}; it is not noise yet")
         inversion.trajectory = None  # it may be a hundred times the rest
         groups.setdefault(tuple(inversion.latents.shape[1:]), []).append(inversion)
     return groups
@@ -130,6 +124,10 @@ def _write(output: Path, reports: dict[tuple[int, ...], Report]) -> list[Path]:
 
 
 def _print(report: Report) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Column, Table
+
     from invfast.analysis.page import HEAD, cells, notes
 
     right = {"latents", "noise", "permuted"}
@@ -140,7 +138,7 @@ def _print(report: Report) -> None:
         table.add_row(*cells(row)[1:], end_section=row.subject != following)
     Console().print(table)
     for note in notes(report):
-        err.print(note, style="dim", markup=False)
+        terminal.note(note, "dim")
 
 
 def _plain(report: Report) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import logging
 import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -16,9 +15,8 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-err = Console(stderr=True)
+from invfast.cli import terminal
 
 Images = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.", show_default=False)]
 Model = Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or a hub id. (default: the bundled model)")]
@@ -66,34 +64,66 @@ def check_stop() -> None:
         raise KeyboardInterrupt
 
 
+MESSAGES = "Messages"
+TALK = {
+    "verbose": (
+        Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more.", rich_help_panel=MESSAGES)],
+        0,
+    ),
+    "quiet": (
+        Annotated[bool, typer.Option("-q", "--quiet", help="Errors alone.", rich_help_panel=MESSAGES)],
+        False,
+    ),
+    "log_file": (
+        Annotated[Path | None, typer.Option(help="Append messages, with the time.", rich_help_panel=MESSAGES)],
+        None,
+    ),
+}
+"""What every command takes beside its own."""
+FAILURES = (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose known failures end with a message and exit code 1."""
+    """A command: it takes TALK beside its own options, and its known failures end with a message and exit code 1."""
 
     @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    def wrapped(*args: Any, verbose: int = 0, quiet: bool = False, log_file: Path | None = None, **kwargs: Any) -> None:
+        if quiet and verbose:
+            raise typer.BadParameter("--quiet and --verbose are opposites; pass one")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, _stop)
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_: err.print(
-                    f"warning: {message}", style="yellow", markup=False
-                )
-                function(*args, **kwargs)
-        except KeyboardInterrupt:
-            err.print("interrupted", style="red")
-            sys.stdout.flush()
-            os._exit(130)  # everything is unwound by now; tearing torch down would take a second more
-        except typer.Exit:  # a RuntimeError, and no failure
-            raise
-        except (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            if os.environ.get("INVFAST_TRACEBACK"):
-                raise
-            message = error.args[0] if isinstance(error, KeyError) else error
-            err.print(f"error: {message}", style="red", markup=False, highlight=False)
+            with terminal.spoken(-1 if quiet else verbose, log_file):
+                terminal.note(" ".join(sys.argv), shown=False)
+                _ended(function, args, kwargs)
+        except FAILURES as error:  # the log file's own
+            terminal.error(f"error: {error}")
             raise typer.Exit(1) from None
 
+    own = inspect.signature(function, eval_str=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    more = [inspect.Parameter(name, kind, default=value, annotation=of) for name, (of, value) in TALK.items()]
+    wrapped.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])
+    wrapped.__annotations__ = {**function.__annotations__, **{name: of for name, (of, _) in TALK.items()}}
     return wrapped
+
+
+def _ended(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Runs a command to its end, whichever that is."""
+    try:
+        function(*args, **kwargs)
+    except (KeyboardInterrupt, *FAILURES) as error:
+        # An import that Ctrl-C broke off may say so as an error of its own.
+        if isinstance(error, KeyboardInterrupt) or _stop_asked.is_set():
+            terminal.error("interrupted")
+            sys.stdout.flush()
+            os._exit(130)  # everything is unwound by now; tearing torch down would take a second more
+        if isinstance(error, typer.Exit):  # a RuntimeError, and no failure
+            raise
+        if os.environ.get("INVFAST_TRACEBACK"):
+            raise
+        terminal.error(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        raise typer.Exit(1) from None
 
 
 def one_each(given: Sequence[str], images: list[Path]) -> list[str]:
@@ -121,25 +151,30 @@ def write(path: Path, content: bytes) -> None:
 
 
 def load_model(model: str, device: str | None) -> Any:
-    """`loading.load` with its progress on stderr, where that is a terminal."""
+    """`loading.load`, quietly; how far a pass is `terminal.progress` shows, not the pipeline's own bar."""
     from invfast import loading
 
     announce(model)
     pipe = loading.load(model, device)
-    pipe.set_progress_bar_config(file=sys.stderr, disable=not err.is_terminal)
+    terminal.loaded()
+    check_stop()
+    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def announce(model: str) -> None:
-    """Says what may touch the network, and keeps bars off what is no terminal."""
+    """Says what may touch the network, and keeps the bars of loading away, but a download's on a terminal."""
     import diffusers
     import transformers
 
-    if not err.is_terminal:
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     if model and not Path(model).exists():
-        err.print(f"loading {model} from the hub or its cache")
+        terminal.note(f"loading {model} from the hub or its cache")
+        if not terminal.console().is_terminal:
+            from huggingface_hub.utils import disable_progress_bars
+
+            disable_progress_bars()
 
 
 def result(report: dict[str, Any], lines: list[str], as_json: bool) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from invfast.cli import terminal
 from invfast.cli.base import (
     Device,
     Dtype,
@@ -26,17 +25,15 @@ from invfast.cli.base import (
     Steps,
     announce,
     check_stop,
-    err,
     guarded,
     result,
     stop_on,
 )
 
 if TYPE_CHECKING:
-    from invfast.batch import Progress, Task
+    from invfast.batch import Progress as At
+    from invfast.batch import Task
 
-EVERY = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
 SHOWN = 10
 """Failures that are told; the index has all."""
 
@@ -141,10 +138,7 @@ def batch(
                 check=check,
             )
     except KeyboardInterrupt:
-        err.print(
-            f"{at.before + at.done} of {at.images} images are done; the same command goes on from there",
-            highlight=False,
-        )
+        terminal.note(f"{at.before + at.done} of {at.images} images are done; the same command goes on from there")
         raise
     _tell(at)
     result(_report(at, output), [str(at.index)], as_json)
@@ -153,21 +147,23 @@ def batch(
 
 
 @contextmanager
-def _shown(at: Progress) -> Iterator[Callable[[], None]]:
-    """Shows how far a run is while its `check` is called: a bar on a terminal, else a line every EVERY seconds."""
-    if not err.is_terminal:
+def _shown(at: At) -> Iterator[Callable[[], None]]:
+    """Shows how far a run is while its `check` is called: a bar on a terminal, else lines in between."""
+    if not terminal.console().is_terminal:
         said = [time.monotonic()]
 
         def line() -> None:
             check_stop()
-            if time.monotonic() - said[0] >= EVERY:
+            if time.monotonic() - said[0] >= terminal.EVERY:
                 said[0] = time.monotonic()
-                err.print(_line(at), highlight=False, soft_wrap=True)
+                terminal.note(_line(at))
 
         yield line
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=terminal.console(), transient=True) as bar:
         task = bar.add_task("reading", total=None)
 
         def moved() -> None:
@@ -180,7 +176,7 @@ def _shown(at: Progress) -> Iterator[Callable[[], None]]:
         yield moved
 
 
-def _line(at: Progress) -> str:
+def _line(at: At) -> str:
     """How far a run is, and how long it will take at the rate so far."""
     if at.began is None:
         return f"{at.read} of {at.images} images read"
@@ -189,20 +185,20 @@ def _line(at: Progress) -> str:
     return f"{at.through} of {at.images} images, {at.failed} failed, {rate:.2f} a second{more}"
 
 
-def _tell(at: Progress) -> None:
+def _tell(at: At) -> None:
     """What a reader should know beside the result."""
     if at.left:
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(at.left.items()))
-        err.print(f"left out, for they are no PNG, JPEG or WebP: {kinds}", highlight=False, soft_wrap=True)
+        terminal.note(f"left out, for they are no PNG, JPEG or WebP: {kinds}")
     for name, error in list(at.errors.items())[:SHOWN]:
-        err.print(f"failed: {name}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        terminal.error(f"failed: {name}: {error}")
     if at.failed > SHOWN:
-        err.print(f"and {at.failed - SHOWN} more, see {at.index}", style="red", markup=False, highlight=False)
+        terminal.error(f"and {at.failed - SHOWN} more, see {at.index}")
     said = f"{at.before + at.done} of {at.images} images are done, {at.done} in this run; {at.failed} failed"
-    err.print(said, highlight=False)
+    terminal.note(said)
 
 
-def _report(at: Progress, output: Path) -> dict[str, Any]:
+def _report(at: At, output: Path) -> dict[str, Any]:
     return {
         "command": "batch",
         "output": str(output),

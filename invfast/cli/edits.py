@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from invfast.cli import terminal
 from invfast.cli.base import (
     Device,
     Dtype,
@@ -49,18 +50,20 @@ def edit(
     suffix = suffix_of(output, (".png",))
     chosen, white = editing.resolve(method), None if mask is None else editing.read_mask(mask, 1)
     inversion = invfast.Inversion.load(file)
-    found = invfast.edit(
-        load_model(model, device),
-        inversion,
-        prompt,
-        method=chosen,
-        guidance_scale=guidance,
-        negative_prompt=negative_prompt,
-        mask=white,
-        dtype=dtype,
-        runtime=runtime,
-        callback_on_step_end=stop_if_asked,
-    )
+    pipe = load_model(model, device)
+    with terminal.progress(pipe, "editing"):
+        found = invfast.edit(
+            pipe,
+            inversion,
+            prompt,
+            method=chosen,
+            guidance_scale=guidance,
+            negative_prompt=negative_prompt,
+            mask=white,
+            dtype=dtype,
+            runtime=runtime,
+            callback_on_step_end=stop_if_asked,
+        )
     write(output, encode(found.images[0], suffix))
     row = {"command": "edit", "image": str(output), "method": method, "seconds": round(found.stats.seconds, 3)}
     result(row, [str(output)], as_json)

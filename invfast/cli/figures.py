@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from invfast.cli import terminal
 from invfast.cli.base import (
     Cell,
     Device,
@@ -19,7 +19,6 @@ from invfast.cli.base import (
     Runtime,
     Size,
     Steps,
-    err,
     guarded,
     load_model,
     one_each,
@@ -55,16 +54,18 @@ def interpolate(
 
     suffix = suffix_of(output, (*SUFFIXES, MOVING)) if output.suffix else ""
     a, b = (invfast.Inversion.load(path) for path in (first, second))
-    found = invfast.interpolate(
-        load_model(model, device),
-        a,
-        b,
-        count,
-        guidance_scale=guidance,
-        dtype=dtype,
-        runtime=runtime,
-        callback_on_step_end=stop_if_asked,
-    )
+    pipe = load_model(model, device)
+    with terminal.progress(pipe, "interpolating"):
+        found = invfast.interpolate(
+            pipe,
+            a,
+            b,
+            count,
+            guidance_scale=guidance,
+            dtype=dtype,
+            runtime=runtime,
+            callback_on_step_end=stop_if_asked,
+        )
     pictures = found.images if cell is None else [fitted(picture, cell) for picture in found.images]
     written = _written(pictures, output, suffix, milliseconds)
     row = {"command": "interpolate", "images": written, "pictures": len(pictures)}
@@ -102,28 +103,31 @@ def compare(
     figures.check_cell(cell)
     prompts = one_each(prompt, images)
     pictures = [load(path) for path in images]
-    found = run(
-        load_model(model, device),
-        pictures,
-        prompts,
-        chosen,
-        names=[path.stem for path in images],
-        console=err,
-        cell=cell,
-        error_map=error_map,
-        num_inference_steps=steps,
-        height=size,
-        width=size,
-        dtype=dtype,
-        runtime=runtime,
-        callback_on_step_end=stop_if_asked,
-    )
+    pipe = load_model(model, device)
+    with terminal.progress(pipe, "comparing", 2 * len(chosen)):  # up and down
+        found = run(
+            pipe,
+            pictures,
+            prompts,
+            chosen,
+            names=[path.stem for path in images],
+            cell=cell,
+            error_map=error_map,
+            num_inference_steps=steps,
+            height=size,
+            width=size,
+            dtype=dtype,
+            runtime=runtime,
+            callback_on_step_end=stop_if_asked,
+        )
     write(output, figures.encode(found.picture, suffix))
     written = [str(output)]
     if table is not None:
         write(table, found.table(of_table).encode())
         written.append(str(table))
     if not as_json:
+        from rich.console import Console
+
         found.print(Console())
     more = {} if table is None else {"table": str(table)}
     result({"command": "compare", "image": str(output), **more, "rows": found.rows}, written, as_json)

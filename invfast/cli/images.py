@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
+from invfast.cli import terminal
 from invfast.cli.base import (
     Device,
     Dtype,
@@ -21,7 +21,6 @@ from invfast.cli.base import (
     Seed,
     Size,
     Steps,
-    err,
     guarded,
     load_model,
     one_each,
@@ -74,9 +73,9 @@ def invert(
     pipe = load_model(model, device)
     rows = []
     output.mkdir(parents=True, exist_ok=True)
-    with Progress(console=err, transient=True) as progress:
-        task = progress.add_task("inverting", total=len(images))
-        for run in _batches(sizes if size is None else [(size, size)] * len(sizes), batch):
+    runs = list(_batches(sizes if size is None else [(size, size)] * len(sizes), batch))
+    with terminal.progress(pipe, "inverting", len(runs)):
+        for run in runs:
             inversion = invfast.invert(
                 pipe,
                 [load(path) for path in images[run]],
@@ -97,7 +96,6 @@ def invert(
             for j, path, target in zip(range(len(inversion)), images[run], targets[run], strict=True):
                 inversion[j].save(target)
                 rows.append(_row(path, target, inversion[j]))
-            progress.advance(task, len(inversion))
     result({"command": "invert", "inversions": rows}, [row["file"] for row in rows], as_json)
 
 
@@ -118,14 +116,16 @@ def reconstruct(
 
     suffix = suffix_of(output, (".png",))
     inversion = invfast.Inversion.load(file)
-    found = invfast.reconstruct(
-        load_model(model, device),
-        inversion,
-        guidance_scale=guidance,
-        dtype=dtype,
-        runtime=runtime,
-        callback_on_step_end=stop_if_asked,
-    )
+    pipe = load_model(model, device)
+    with terminal.progress(pipe, "rebuilding"):
+        found = invfast.reconstruct(
+            pipe,
+            inversion,
+            guidance_scale=guidance,
+            dtype=dtype,
+            runtime=runtime,
+            callback_on_step_end=stop_if_asked,
+        )
     write(output, encode(found.images[0], suffix))
     row = {"command": "reconstruct", "image": str(output), "seconds": round(found.stats.seconds, 3)}
     result(row, [str(output)], as_json)

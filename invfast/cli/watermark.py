@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
+from invfast.cli import terminal
 from invfast.cli.base import (
     Device,
     Dtype,
@@ -17,7 +17,6 @@ from invfast.cli.base import (
     Prompts,
     Runtime,
     Steps,
-    err,
     guarded,
     load_model,
     one_each,
@@ -98,10 +97,11 @@ def embed(
         targets = [output / f"{seed + j}.png" for j in range(n)]
         names = [str(target) for target in targets]
         pipe = load_model(model, device)
-        for j, target in enumerate(targets):
-            how = {"num_inference_steps": steps, "guidance_scale": guidance, "dtype": dtype, "runtime": runtime}
-            found = sample(pipe, latents[j : j + 1], prompt, callback_on_step_end=stop_if_asked, **how)
-            write(target, encode(found.images[0], ".png"))
+        with terminal.progress(pipe, "drawing", n):
+            for j, target in enumerate(targets):
+                how = {"num_inference_steps": steps, "guidance_scale": guidance, "dtype": dtype, "runtime": runtime}
+                found = sample(pipe, latents[j : j + 1], prompt, callback_on_step_end=stop_if_asked, **how)
+                write(target, encode(found.images[0], ".png"))
     result({"command": "watermark embed", "files": names}, names, as_json)
 
 
@@ -167,13 +167,12 @@ def _of_images(
     for path in images:
         load(path)  # bad files are known before the model is loaded
     pipe = load_model(model, device)
-    with Progress(console=err, transient=True) as progress:
-        task = progress.add_task("inverting", total=len(images))
-        for start in range(0, len(images), batch):
+    starts = range(0, len(images), batch)
+    with terminal.progress(pipe, "inverting", len(starts)):
+        for start in starts:
             part = slice(start, start + batch)
             given = [load(path) for path in images[part]]
             yield from detect(pipe, given, keys, prompts[part], callback_on_step_end=stop_if_asked, **how).scores
-            progress.advance(task, len(given))
 
 
 def _row(path: Path, keys: list[Path], score: Score, fpr: float) -> dict[str, Any]:
