@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from invfast import Inversion, demo, edit, editing, invert
 from invfast.figures import grid
 from training import data as training_data
@@ -97,14 +98,13 @@ def inverted(pipe: Any, method: str, chosen: list[Any]) -> Inversion:
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown, a line an editor and inversion."""
-    lines = [
-        "| editor | inversion | background PSNR | nearest is the target | still the source |",
-        "|---|---|---|---|---|",
-    ]
+    lines = []
     for each in sorted(found, key=lambda one: list(EDITORS).index(one["editor"])):
-        shares = f"{each['target']:.0%} | {each['source']:.0%}"
-        lines.append(f"| {each['editor']} | {each['inversion']} | {each['background_psnr']:.1f} | {shares} |")
-    return "\n".join(lines)
+        figures = (f"{each['background_psnr']:.1f}", f"{each['target']:.0%}", f"{each['source']:.0%}")
+        lines.append([each["editor"], each["inversion"], *figures])
+    return markdown.table(
+        ["editor", "inversion", "background PSNR", "nearest is the target", "still the source"], lines
+    )
 
 
 def main() -> None:
@@ -126,9 +126,9 @@ def main() -> None:
             if method == "auto":
                 shown.append([made[j] for j in SHOWN])
     rows.write(FILE, found)
-    report.write(report.ROOT / "docs" / "editing.md", "edits", f"{table(found)}\n\n{found[0]['machine']}\n")
+    markdown.write(DOCS / "editing.md", "edits", f"{table(found)}\n\n{found[0]['machine']}\n")
     heads = [targets[j] for j in SHOWN]
-    grid(shown, heads, ["source", *EDITORS], cell=96).save(report.ROOT / "docs" / "edits.png")
+    grid(shown, heads, ["source", *EDITORS], cell=96).save(DOCS / "edits.png")
 
 
 if __name__ == "__main__":

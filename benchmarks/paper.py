@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from benchmarks import rows
 from benchmarks.accuracy import store
-from benchmarks.accuracy.sections import table
+from benchmarks.markdown import table
 from invfast import adapters, demo, images, invert, metrics, reconstruct
 from invfast.cli.base import load_model
 from invfast.methods import DDIM, EasyInv, FixedPoint, Method, ReNoise

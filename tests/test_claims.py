@@ -9,11 +9,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline
 from tiny import pixel_unet, seeded
 
-from benchmarks import report as pages
 from benchmarks.claims import __main__ as claims
 from benchmarks.claims import between, edits, latents, report, stated, steps
 from benchmarks.claims.shards import Shards
 from benchmarks.claims.subjects import Subject
+from benchmarks.markdown import DOCS
 from invfast.methods import METHODS, ForwardStart
 
 EVERY = [claim for _, each in report.PAPERS.values() for claim in each]
@@ -45,7 +45,7 @@ def test_every_claim_has_a_command_that_prints_its_figures(claim, committed):
 
 
 def test_the_page_is_what_the_rows_say(committed):
-    assert report.markdown(committed) in (pages.ROOT / "docs" / "claims.md").read_text()
+    assert report.markdown(committed) in (DOCS / "claims.md").read_text()
 
 
 def test_verdicts():

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.accuracy.sections import table
 from benchmarks.claims import easyinv, taba
 from benchmarks.claims.stated import Claim, Rows
+from benchmarks.markdown import table
 from invfast.analysis.page import STYLE, number
 
 PAPERS = {
