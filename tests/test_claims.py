@@ -82,6 +82,8 @@ def test_frechet():
     y = np.random.default_rng(2).normal(size=(400, 5))
     spread = np.std([between.frechet(np.random.default_rng(j).normal(size=(400, 5)), y) for j in range(3, 60)])
     assert spread / 3 < between.error(x, y) < 3 * spread
+    assert between.error(x, y, x) < 1e-12
+    assert between.error(x, y, x + 0.01) < between.error(x, y) / 3
     assert between.frechet(x, x) < 1e-9
     assert abs(between.frechet(x, x + 2) - 20) < 1e-9
     assert abs(between.frechet(x, x * 3) - (4 * x.var(0, ddof=1).sum() + 4 * np.square(x.mean(0)).sum())) < 1e-6
