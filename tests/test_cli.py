@@ -246,6 +246,7 @@ def test_errors(args, code, message, files, monkeypatch):
     done = CliRunner().invoke(app, args)
     assert done.exit_code == code, done.output
     assert message in " ".join(done.stderr.split())
+    assert done.stderr.count("error: ") == (code == 1)
     assert done.stdout == ""
     assert sorted(os.listdir(files)) == before
 

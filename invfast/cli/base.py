@@ -96,6 +96,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             with terminal.spoken(-1 if quiet else verbose, log_file):
                 terminal.note(" ".join(sys.argv), shown=False)
                 _ended(function, args, kwargs)
+        except typer.Exit:  # a RuntimeError, and said already
+            raise
         except FAILURES as error:  # the log file's own
             terminal.error(f"error: {error}")
             raise typer.Exit(1) from None
