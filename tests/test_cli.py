@@ -251,6 +251,14 @@ def test_errors(args, code, message, files, monkeypatch):
     assert sorted(os.listdir(files)) == before
 
 
+def test_a_cache_that_cannot_be_made_is_said_without_a_number(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "file" / "cache"))
+    done = CliRunner().invoke(app, ["cache", "ls"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: cache folder ")
+
+
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [

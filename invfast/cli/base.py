@@ -124,8 +124,15 @@ def _ended(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, 
             raise
         if os.environ.get("INVFAST_TRACEBACK"):
             raise
-        terminal.error(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        terminal.error(f"error: {_said(error)}")
         raise typer.Exit(1) from None
+
+
+def _said(error: BaseException) -> str:
+    """Its message alone: a KeyError's has quotes around it, an OSError's its number in front."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return error.strerror
+    return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
 def one_each(given: Sequence[str], images: list[Path]) -> list[str]:
