@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invfast import demo
+from invfast.arguments import device_of
 from invfast.digests import file_digest
 
 
@@ -20,13 +21,14 @@ def load(model: str, device: str | None) -> Any:
 
     Raises:
         OSError: no such pipeline, or weights that are no safetensors; says how to get them.
+        ValueError: no such device.
     """
     import diffusers
-    import torch
 
+    place = device_of(device)  # before anything is read
     local = Path(model).exists()
     pipe = _safely(diffusers.DiffusionPipeline, model, local) if model else demo.load_pipeline()
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(place)
 
 
 def digest(model: str) -> str | None:

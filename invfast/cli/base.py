@@ -16,13 +16,14 @@ from typing import Annotated, Any
 
 import typer
 
-from invfast.cli import terminal
+from invfast.cli import asked, terminal
 
-Images = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.", show_default=False)]
+Images = Annotated[
+    list[Path], typer.Argument(help="PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or HEIC files.", show_default=False)
+]
 Model = Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or a hub id. (default: the bundled model)")]
-Steps = Annotated[int, typer.Option(help="Steps of the grid.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the grid.")]
 Prompts = Annotated[list[str], typer.Option("--prompt", help="What the images show; once for all, or once an image.")]
-Size = Annotated[int | None, typer.Option(help="Side to resize to, in pixels. (default: the images' own)")]
 Guidance = Annotated[float, typer.Option(help="Guidance scale; inversion wants 1.")]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16, float16, float64, or int8 on openvino. (default: the model's)")
@@ -113,6 +114,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 def _ended(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Runs a command to its end, whichever that is."""
     try:
+        asked.check(kwargs)
         function(*args, **kwargs)
     except (KeyboardInterrupt, *FAILURES) as error:
         # An import that Ctrl-C broke off may say so as an error of its own.
@@ -148,6 +150,8 @@ def suffix_of(path: Path, known: Sequence[str], what: str = "pictures") -> str:
         kinds = " or ".join(each[1:].upper() for each in known)
         ends = " or ".join(known)
         raise ValueError(f"{what} are written as {kinds}; {str(path)!r} does not end in {ends}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it")
     return path.suffix.lower()
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from invfast.cli.base import Device, Dtype, Guidance, Json, Model, Runtime, guarded, load_model, result
+from invfast.cli.frames import Side
 
 
 @guarded
@@ -23,7 +24,7 @@ def doctor(as_json: Json = False) -> None:
 def export(
     model: Model = "",
     runtime: Runtime = "auto",
-    size: Annotated[int, typer.Option(help="Side of the images, in pixels.")] = 512,
+    size: Side = "512",
     batch: Annotated[int, typer.Option(min=1, help="Images run at once.")] = 1,
     guidance: Guidance = 1.0,
     dtype: Dtype = None,
@@ -39,8 +40,8 @@ def export(
 
     found = invfast.prepare(
         load_model(model, device),
-        height=size,
-        width=size,
+        height=size[1],
+        width=size[0],
         batch_size=batch,
         guidance_scale=guidance,
         runtime=runtime,

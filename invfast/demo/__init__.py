@@ -52,6 +52,10 @@ PROMPTS = {
 }
 
 
+SIZE = 64
+"""Side in pixels of what the bundled pipeline was trained on."""
+
+
 class Sample(NamedTuple):
     """A 64 px RGB image and the caption the model knows it by."""
 
