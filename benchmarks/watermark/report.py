@@ -110,10 +110,13 @@ def _points(ax: Any, case: Case, found: list[Row]) -> None:
         own = [row for row in found if row["scheme"] == scheme]
         x, y = ([row[name] for row in own] for name in ("evaluations", "auc"))
         ax.plot(x, y, marker, label=scheme, alpha=0.8)
-    for row in found:
-        if row["scheme"] == "tree_ring":
-            where = (row["evaluations"], row["auc"])
-            ax.annotate(row["method"], where, (4, -11), textcoords="offset points", fontsize=7)
+    named = sorted(
+        (row for row in found if row["scheme"] == "tree_ring"), key=lambda row: (row["evaluations"], row["auc"])
+    )
+    for j, row in enumerate(named):  # below, but where the one below is as near as its name is high
+        near = j and row["evaluations"] == named[j - 1]["evaluations"] and row["auc"] - named[j - 1]["auc"] < 0.01
+        where = (row["evaluations"], row["auc"])
+        ax.annotate(row["method"], where, (4, 5 if near else -11), textcoords="offset points", fontsize=7)
     ax.set_title(case.name, fontsize=10)
     ax.set_xlabel("evaluations a step")
     ax.margins(0.25)
