@@ -21,7 +21,7 @@ class Invert:
     """Each image's inversion, as `invert` with these settings finds it.
 
     Args:
-        model: "" for the bundled pipeline, a folder, or a hub id.
+        model: "" for the bundled pipeline, a folder, a .safetensors file, or a hub id.
         method: as on a command line, see `methods.spelling`.
         steps: of the grid.
         guidance: guidance scale.
@@ -30,6 +30,7 @@ class Invert:
         seed: for methods that draw noise; every image has noise of its own, by its id.
         device: None is cuda where there is one.
         runtime: where the network runs.
+        config: of a model that is a single file: a folder or hub id of a diffusers pipeline of its kind.
 
     Device and runtime are no part of the ids: a run that was begun on one machine goes on on another.
     """
@@ -43,6 +44,7 @@ class Invert:
     seed: int = 23530
     device: str | None = None
     runtime: str = "auto"
+    config: str = ""
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:  # images are resized before `invert` sees them
@@ -53,7 +55,7 @@ class Invert:
         return {
             "task": "invert",
             "model": self.model,
-            "files": loading.digest(self.model),
+            "files": loading.digest(self.model, self.config),
             "method": repr(spelling.parse(self.method)),
             "steps": self.steps,
             "guidance": float(self.guidance),
@@ -76,7 +78,7 @@ class Invert:
 
     def load(self) -> Any:
         """The pipeline."""
-        pipe = loading.load(self.model, self.device)
+        pipe = loading.load(self.model, self.device, self.config)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -14,6 +14,7 @@ import typer
 
 from invfast.cli import terminal
 from invfast.cli.base import (
+    Config,
     Device,
     Dtype,
     Guidance,
@@ -91,6 +92,7 @@ def batch(
         ),
     ] = None,
     model: Model = "",
+    config: Config = "",
     method: Annotated[str, typer.Option(help="auto, ddim, ... or with settings, auto(budget=1.2).")] = "auto",
     steps: Steps = 50,
     guidance: Guidance = 1.0,
@@ -111,7 +113,7 @@ def batch(
     if engine is Engine.local and (address is not None or actors > 1 or gpus):
         raise typer.BadParameter("--address, --actors and --gpus are of --engine ray")
     stop_on("SIGTERM", "SIGHUP")
-    task: Task = engines.Invert(model, method, steps, guidance, size, dtype, seed, device, runtime)
+    task: Task = engines.Invert(model, method, steps, guidance, size, dtype, seed, device, runtime, config)
     if keys:
         from invfast.watermark import load_key
 

@@ -123,6 +123,10 @@ def load_pixel_pipeline(dtype: torch.dtype = torch.float32) -> DDPMPipeline:
     return pipe
 
 
+PIPELINES = {"emoji64": load_pipeline, "emoji64-flow": load_flow_pipeline, "emoji32": load_pixel_pipeline}
+"""What loads each bundled pipeline, by the name of its folder."""
+
+
 def load_images() -> dict[str, Sample]:
     """Named 64 px samples with their prompts: emoji on white, and real photographs (scikit-image's, cropped)."""
     return {name: Sample(load(ROOT / "images" / f"{name}.png"), prompt) for name, prompt in PROMPTS.items()}
