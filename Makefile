@@ -21,7 +21,7 @@ demo: $(VENV)/.eval
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 -q --durations=20
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only -q --timeout=0 -p no:xdist $(if $(CASE),-k "$(CASE)")

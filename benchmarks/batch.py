@@ -19,14 +19,22 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from benchmarks import rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from benchmarks.outside import watched
 from invfast import api, batch, demo
 
 COUNT, STEPS, ROUNDS = 64, 50, 3
 METHODS = ("ddim", "auto")
-PAGE = Path(__file__).parents[1] / "docs" / "batch.md"
-BEGIN, END = "<!-- made by benchmarks.batch -->", "<!-- end -->"
+HEAD = (
+    "method",
+    "images a second",
+    "network alone",
+    "behind",
+    "of that `invert`",
+    "the engine",
+    "all done already",
+)
 
 
 def fill(folder: Path, count: int) -> None:
@@ -87,20 +95,15 @@ def row(method: str, found: list[dict[str, float]], count: int = COUNT, steps: i
 
 def table(found: list[dict[str, Any]]) -> str:
     """The rows as the page has them."""
-    lines = [
-        f"{found[0]['case']}, on {found[0]['machine']}, commit {found[0]['commit']} (`python -m benchmarks.batch`):",
-        "",
-        "| method | images a second | network alone | behind | of that `invert` | the engine | all done already |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for each in found:
         whole, network, invert = each["whole"], each["network"], each["invert"]
         count = each["images_a_second"] * whole
-        lines.append(
-            f"| `{each['runner']}` | {count / whole:.2f} | {count / network:.2f} | {each['behind']:.1%} "
-            f"| {(invert - network) / whole:.1%} | {(whole - invert) / whole:.1%} | {each['again']:.2f} s |"
-        )
-    return "\n".join(lines)
+        speeds = (f"{count / seconds:.2f}" for seconds in (whole, network))
+        shares = (f"{share:.1%}" for share in (each["behind"], (invert - network) / whole, (whole - invert) / whole))
+        lines.append([f"`{each['runner']}`", *speeds, *shares, f"{each['again']:.2f} s"])
+    place = f"on {found[0]['machine']}, commit {found[0]['commit']} (`python -m benchmarks.batch`)"
+    return f"{found[0]['case']}, {place}:\n\n{markdown.table(HEAD, lines)}"
 
 
 def main() -> None:
@@ -113,9 +116,7 @@ def main() -> None:
             found.append(row(method, [measure(Path(folder), method) for _ in range(ROUNDS)]))
             print(table(found[-1:]))
     rows.write(rows.RESULTS / "batch.jsonl", found)
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+    markdown.write(DOCS / "batch.md", "batch", f"{table(found)}\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from invfast import Schedule, adapters, demo, ops
 from invfast.adapters import Prompts
 
@@ -119,12 +120,12 @@ def cases() -> list[tuple[str, Callable[[], tuple[Velocity, torch.Tensor]], Sche
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown, a line a scheme."""
     heads = [f"{kind}, {mark}" for kind in ("last", "least") for mark in MARKS]
-    lines = [f"| case | scheme | {' | '.join(heads)} | turns |", f"|---|---|{'---|' * (len(heads) + 1)}"]
+    lines = []
     for row in found:
         shares = (f"{row[head.replace(',', '')] / row['of']:.0%}" for head in heads)
         turns = f"{row['turns']:.0%}" if "turns" in row else ""
-        lines.append(f"| {row['case']} | {row['scheme']} | {' | '.join(shares)} | {turns} |")
-    return "\n".join(lines)
+        lines.append([row["case"], row["scheme"], *shares, turns])
+    return markdown.table(["case", "scheme", *heads, "turns"], lines)
 
 
 def main(asked: Sequence[str]) -> None:
@@ -138,7 +139,7 @@ def main(asked: Sequence[str]) -> None:
         found += measured(case, *make(), grid)
         print(table(found[-len(SCHEMES) :]), flush=True)
     rows.write(FILE, found)
-    report.write(report.ROOT / "docs" / "accuracy.md", "damping", f"{table(found)}\n\n{found[0]['machine']}\n")
+    markdown.write(DOCS / "accuracy.md", "damping", f"{table(found)}\n\n{found[0]['machine']}\n")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""Editors and inversions side by side: python -m benchmarks.edits. Needs `pip install "invfast[train]"` and npm.
+"""Editors and inversions side by side: python -m benchmarks.edits [INVERSION ...]. Needs `invfast[train]` and npm.
 
 Fifty fixed pairs of emoji of the training set: a picture of the one, centred on white, is inverted under its caption on
 20 steps at guidance 1, and edited to the other's at guidance 3. Background is what neither covers. Rows are medians of
 its PSNR in dB beside the picture as the autoencoder gives it; the share of edits whose nearest emoji of all is the
-target's, whatever its vendor; and the share that is still nearest to the source's. Rows: results/edits.jsonl; table and
-picture: docs/editing.md.
+target's, whatever its vendor; and the share that is still nearest to the source's. "fresh noise" knows nothing of the
+source: what the model draws by itself. Rows: results/edits.jsonl, where those of inversions that are not named stay;
+table and picture: docs/editing.md.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from invfast import Inversion, demo, edit, editing, invert
 from invfast.figures import grid
 from training import data as training_data
@@ -26,7 +31,8 @@ from training.evaluation import outline
 
 FILE, RUNS = rows.RESULTS / "edits.jsonl", Path("training/runs")
 PAIRS, STEPS, GUIDANCE, SHOWN = 50, 20, 3.0, (0, 3, 4, 7, 11, 12, 17, 21)
-INVERSIONS = ("ddim", "easyinv", "forward_start", "auto", "noise_maps")
+FRESH = "fresh noise"
+INVERSIONS = (FRESH, "ddim", "easyinv", "forward_start", "auto", "noise_maps")
 EDITORS = {
     "prompt": editing.Prompt(),
     "prompt_to_prompt": editing.PromptToPrompt(),
@@ -91,34 +97,38 @@ def row(
 def inverted(pipe: Any, method: str, chosen: list[Any]) -> Inversion:
     pictures = [Image.fromarray(centred(source)) for source, _ in chosen]
     prompts = [source.caption for source, _ in chosen]
-    options: Mapping[str, Any] = {"num_inference_steps": STEPS, "save_trajectory": method != "forward_start"}
-    return invert(pipe, pictures, prompts, method=method, runtime="eager", **options)
+    options: Mapping[str, Any] = {"num_inference_steps": STEPS, "runtime": "eager"}
+    if method == FRESH:
+        found = invert(pipe, pictures, prompts, method="ddim", **options)
+        return replace(found, latents=torch.randn(found.latents.shape, generator=torch.Generator().manual_seed(2026)))
+    return invert(pipe, pictures, prompts, method=method, save_trajectory=method != "forward_start", **options)
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown, a line an editor and inversion."""
-    lines = [
-        "| editor | inversion | background PSNR | nearest is the target | still the source |",
-        "|---|---|---|---|---|",
-    ]
-    for each in sorted(found, key=lambda one: list(EDITORS).index(one["editor"])):
-        shares = f"{each['target']:.0%} | {each['source']:.0%}"
-        lines.append(f"| {each['editor']} | {each['inversion']} | {each['background_psnr']:.1f} | {shares} |")
-    return "\n".join(lines)
+    lines = []
+    for each in sorted(found, key=lambda one: (list(EDITORS).index(one["editor"]), INVERSIONS.index(one["inversion"]))):
+        figures = (f"{each['background_psnr']:.1f}", f"{each['target']:.0%}", f"{each['source']:.0%}")
+        lines.append([each["editor"], each["inversion"], *figures])
+    return markdown.table(
+        ["editor", "inversion", "background PSNR", "nearest is the target", "still the source"], lines
+    )
 
 
 def main() -> None:
     """Prints the table, writes its rows and the picture."""
     data, pipe = training_data.fetch(RUNS / "data"), demo.load_pipeline()
     chosen, nearest = pairs(data), Nearest(data)
-    targets, found = [target.caption for _, target in chosen], []
+    asked = sys.argv[1:] or INVERSIONS
+    known = [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+    targets, found = [target.caption for _, target in chosen], [row for row in known if row["inversion"] not in asked]
     shown = [[Image.fromarray(centred(chosen[j][0])) for j in SHOWN]]
-    for method in INVERSIONS:
+    for method in asked:
         there = inverted(pipe, method, chosen)
         flat = pipe.vae.decode(there.init_latents / pipe.vae.config.scaling_factor).sample.detach()
         before = (flat / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).double().numpy()
         for name, editor in EDITORS.items():
-            if editor.corrected and there.trajectory is None:
+            if (editor.corrected and there.trajectory is None) or (method == FRESH and name != "prompt"):
                 continue
             made = edit(pipe, there, targets, method=editor, guidance_scale=GUIDANCE, runtime="eager").images
             found.append(row(method, name, made, before, chosen, nearest))
@@ -126,9 +136,9 @@ def main() -> None:
             if method == "auto":
                 shown.append([made[j] for j in SHOWN])
     rows.write(FILE, found)
-    report.write(report.ROOT / "docs" / "editing.md", "edits", f"{table(found)}\n\n{found[0]['machine']}\n")
-    heads = [targets[j] for j in SHOWN]
-    grid(shown, heads, ["source", *EDITORS], cell=96).save(report.ROOT / "docs" / "edits.png")
+    markdown.write(DOCS / "editing.md", "edits", f"{table(found)}\n\n{found[0]['machine']}\n")
+    if len(shown) > 1:
+        grid(shown, [targets[j] for j in SHOWN], ["source", *EDITORS], cell=96).save(DOCS / "edits.png")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from benchmarks.short import measured, table
 from invfast import Schedule, demo, invert
 from invfast.demo.reparametrised import as_flow
@@ -77,7 +78,7 @@ def main(asked: Sequence[str]) -> None:
         found = measure()
         rows.write(rows.RESULTS / f"{name}.jsonl", found)
         text = f"{table(found)}\n\n{found[0]['machine']}\n"
-        report.write(report.ROOT / "docs" / "methods" / "flow.md", mark, text)
+        markdown.write(DOCS / "methods" / "flow.md", mark, text)
         print(f"\n{text}")
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from invfast import Schedule, adapters, demo
 from invfast.adapters import Prompts
 from invfast.demo.reparametrised import as_flow
@@ -101,11 +102,8 @@ def measured(name: str, velocity: Velocity, x: torch.Tensor, sigmas: Sequence[fl
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a line a row."""
-    lines = [f"| flow | held | {' | '.join(BEGINS)} |", f"|---|---|{'---|' * len(BEGINS)}"]
-    for row in found:
-        psnr = " | ".join(f"{row['latent_psnr'][begin]:.1f}" for begin in BEGINS)
-        lines.append(f"| {row['case']} | {row['held']} | {psnr} |")
-    return "\n".join(lines)
+    lines = [[row["case"], row["held"], *(f"{row['latent_psnr'][begin]:.1f}" for begin in BEGINS)] for row in found]
+    return markdown.table(["flow", "held", *BEGINS], lines)
 
 
 def main() -> None:
@@ -125,7 +123,7 @@ def main() -> None:
         sigmas = Schedule.from_scheduler(pipe.scheduler, steps).sigma.tolist()
         found += measured("trained", *bundled(pipe, sigmas, 8), sigmas)
     rows.write(FILE, found)
-    report.write(report.ROOT / "docs" / "methods" / "flow.md", "held", f"{table(found)}\n\n{found[0]['machine']}\n")
+    markdown.write(DOCS / "methods" / "flow.md", "held", f"{table(found)}\n\n{found[0]['machine']}\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import rows
+from benchmarks import markdown, rows
 from invfast import adapters, demo, invert, metrics, reconstruct
 from invfast.adapters import Prompts
 from invfast.methods import METHODS, FixedPoint, Method
@@ -58,7 +58,7 @@ def round_trips(pipe: Any, images: list, prompts: list[str], runtime: str, dtype
                 **rows.place(),
             }
         )
-        print(f"| {name} | {runtime} {dtype} | {evaluations:.0f} | {psnr.mean():.1f} | {psnr.min():.1f} |", flush=True)
+        print(trip_table(found[-1:]).splitlines()[-1], flush=True)
     return found
 
 
@@ -104,6 +104,15 @@ def _distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got - wanted).norm() / wanted.norm())
 
 
+def trip_table(found: list[dict[str, Any]]) -> str:
+    """Markdown, a line a method and network."""
+    lines = []
+    for row in found:
+        psnr = (f"{row[name]:.1f}" for name in ("latent_psnr", "latent_psnr_min"))
+        lines.append([row["method"], f"{row['runner']} {row['dtype']}", f"{row['evaluations']:.0f}", *psnr])
+    return markdown.table(["method", "network", "evaluations", "latent PSNR, dB", "worst image"], lines)
+
+
 def _seconds(calls: dict[Any, Callable], x: torch.Tensor, t: torch.Tensor) -> dict[Any, list[float]]:
     times: dict[Any, list[float]] = {each: [] for each in calls}
     for _ in range(ROUNDS):
@@ -118,18 +127,17 @@ def main() -> None:
     """Prints both tables and adds their rows to the file."""
     pipe = demo.load_pipeline()
     images, prompts = (list(each) for each in zip(*demo.load_images().values(), strict=True))
-    print(
-        f"{rows.place()['machine']}\n\n"
-        "| runtime, dtype | error, mean | largest | ms p50 (p20 to p80) |\n|---|---|---|---|"
-    )
     one = evaluations(pipe, images, prompts)
+    lines = []
     for row in one:
         spread = f"{row['p50'] * 1e3:.1f} ({row['p20'] * 1e3:.1f} to {row['p80'] * 1e3:.1f})"
-        print(f"| {row['runner']} {row['dtype']} | {row['error']:.1e} | {row['error_max']:.1e} | {spread} |")
-    print("\n| method | network | evaluations | latent PSNR, dB | worst image |\n|---|---|---|---|---|")
+        lines.append([f"{row['runner']} {row['dtype']}", f"{row['error']:.1e}", f"{row['error_max']:.1e}", spread])
+    head = ["runtime, dtype", "error, mean", "largest", "ms p50 (p20 to p80)"]
+    print(f"{rows.place()['machine']}\n\n{markdown.table(head, lines)}\n")
     trips = []
     for each in variants():
         trips += round_trips(pipe, images[::EVERY], prompts[::EVERY], *each)
+    print(f"\n{trip_table(trips)}")
     rows.write(FILE, [*one, *trips])
     of = {(row["dtype"], row["method"]): row["latent_psnr"] for row in trips}
     for name in ("Anderson 3", "Anderson 5"):

@@ -24,8 +24,10 @@ from unittest import mock
 
 import torch
 
-PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
-MARK = re.compile(r"(<!-- kernels -->\n).*?(<!-- /kernels -->)", re.DOTALL)
+from benchmarks import markdown
+from benchmarks.markdown import DOCS
+
+FIGURES = ("registers", "spills", "shared", "loads", "stores")
 TARGETS = (80, 90, 100)
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
 POINTERS[torch.int64] = "*i64"
@@ -233,12 +235,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     parts = []
     for kernel in dict.fromkeys((row["language"], row["kernel"]) for row in rows):
         group = [row for row in rows if (row["language"], row["kernel"]) == kernel]
-        parts.append(f"\n**{kernel[1]}** ({kernel[0]})\n\n| variant | registers | spills | shared | loads | stores |")
-        parts.append("|---|---|---|---|---|---|")
+        lines = []
         for variant in dict.fromkeys(row["variant"] for row in group):
             same = [row for row in group if row["variant"] == variant]
-            cells = [[_cell(row[key]) for row in same] for key in ("registers", "spills", "shared", "loads", "stores")]
-            parts.append(f"| {variant} | " + " | ".join(_merged(cell) for cell in cells) + " |")
+            lines.append([variant, *(_merged([_cell(row[figure]) for row in same]) for figure in FIGURES)])
+        parts.append(f"\n**{kernel[1]}** ({kernel[0]})\n\n{markdown.table(['variant', *FIGURES], lines)}")
     return "\n".join(parts) + "\n"
 
 
@@ -268,7 +269,7 @@ def main() -> int:
         print(f"{row['kernel']}, {row['variant']}, {row['target']}: {row['problem']}", file=sys.stderr)
     print(f"{len(rows)} compiled, {len(wrong)} with a problem", file=sys.stderr)
     if write and not wrong:
-        PAGE.write_text(MARK.sub(lambda found: found[1] + text + found[2], PAGE.read_text()))
+        markdown.write(DOCS / "kernels.md", "kernels", text)
     return bool(wrong)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from invfast import Schedule, adapters, demo, invert, metrics, reconstruct
 from invfast.adapters import Prompts
 from invfast.methods import BDIA, DDIM, EDICT, OBELM, EasyInv, FixedPoint, Method, ReNoise
@@ -156,20 +157,24 @@ def _rebuilt(
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown, a line a pair and grid."""
-    lines = [
-        "| published setting | N | x_T apart from the one here | latent PSNR, here and published | x_T std, likewise |",
-        "|---|---|---|---|---|",
+    head = [
+        "published setting",
+        "N",
+        "x_T apart from the one here",
+        "latent PSNR, here and published",
+        "x_T std, likewise",
     ]
+    lines = []
     for row in found:
         (psnr, other), (std, spread) = row["latent_psnr"], row["std"]
-        figures = f"{row['x_T']:.2g} | {psnr:.1f}, {other:.1f} | {std:.2g}, {spread:.2g}"
-        lines.append(f"| {row['case']} | {row['steps']} | {figures} |")
-    return "\n".join(lines)
+        figures = (f"{row['x_T']:.2g}", f"{psnr:.1f}, {other:.1f}", f"{std:.2g}, {spread:.2g}")
+        lines.append([row["case"], row["steps"], *figures])
+    return markdown.table(head, lines)
 
 
 def others(found: Sequence[dict[str, Any]]) -> str:
     """Markdown, a line a row of the other kinds."""
-    lines = ["| | N | |", "|---|---|---|"]
+    lines = []
     for row in found:
         if "apart" in row:
             said = f"{row['apart']:.2g} apart"
@@ -177,8 +182,8 @@ def others(found: Sequence[dict[str, Any]]) -> str:
             said = f"{row['errors']['written']:.0e} as written, {row['errors']['here']:.0e} as computed here"
         else:
             said = f"{row['latent_psnr']:.1f} dB with {row['iterations']} evaluations a step"
-        lines.append(f"| {row['case']} | {row['steps']} | {said} |")
-    return "\n".join(lines)
+        lines.append([row["case"], row["steps"], said])
+    return markdown.table(["", "N", ""], lines)
 
 
 def main() -> None:
@@ -192,7 +197,7 @@ def main() -> None:
     found = compared(pipe)
     rows.write(FILE, found + more)
     said = f"{table(found)}\n\n{others(more)}\n\n{found[0]['machine']}\n"
-    report.write(report.ROOT / "docs" / "coming_from.md", "official", said)
+    markdown.write(DOCS / "coming_from.md", "official", said)
 
 
 if __name__ == "__main__":

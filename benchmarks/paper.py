@@ -19,12 +19,11 @@ from PIL import Image, ImageOps
 
 from benchmarks import rows
 from benchmarks.accuracy import store
-from benchmarks.accuracy.sections import table
+from benchmarks.markdown import table
 from invfast import adapters, demo, images, invert, metrics, reconstruct
 from invfast.cli.base import load_model
 from invfast.methods import DDIM, EasyInv, FixedPoint, Method, ReNoise
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 SD14: dict[str, Method] = {
     "DDIM inversion": DDIM(),
     "ReNoise": ReNoise(),
@@ -54,9 +53,9 @@ def pictures(folder: Path, captions: Path | None, side: int) -> tuple[list[Image
     Raises:
         ValueError: no images there, or captions that cannot be read.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in images.ENDINGS)
     if not paths:
-        raise ValueError(f"no PNG, JPEG or WebP images in {str(folder)!r}")
+        raise ValueError(f"no images in {str(folder)!r}")
     texts = {} if captions is None else read_captions(captions)
     if captions is not None and not texts.keys() & {path.name for path in paths}:
         raise ValueError(

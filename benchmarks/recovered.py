@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from invfast import DecoderInversion, Schedule, adapters, demo, invert
 
 COUNT, STEPS, DRAWN = 32, 20, 5_110_000
@@ -105,14 +106,13 @@ def table(found: list[dict[str, Any]]) -> str:
         own = [row for row in found if row["case"] == sampler]
         names = list(dict.fromkeys(row["method"] for row in own))
         cost = {row["method"]: row["evaluations"] for row in own[::-1]}
-        head = " | ".join(f"{name} ({cost[name]:.2f})" for name in names)
-        lines = [f"**Sampled by {sampler}**\n", f"| given | its latents | {head} |", f"|---|---|{'---|' * len(names)}"]
+        head = ["given", "its latents", *(f"{name} ({cost[name]:.2f})" for name in names)]
+        lines = []
         for given in dict.fromkeys(row["given"] for row in own):
             line = {row["method"]: row for row in own if row["given"] == given}
             latents = f"{next(iter(line.values()))['latents']:.1f}" if "themselves" not in given else ""
-            figures = " | ".join(f"{line[name]['noise']:.1f}" for name in names)
-            lines.append(f"| {given} | {latents} | {figures} |")
-        parts.append("\n".join(lines))
+            lines.append([given, latents, *(f"{line[name]['noise']:.1f}" for name in names)])
+        parts.append(f"**Sampled by {sampler}**\n\n{markdown.table(head, lines)}")
     return "\n\n".join(parts)
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     found.sort(key=lambda row: list(SAMPLERS).index(row["case"]))
     rows.write(FILE, found)
     text = f"{table(found)}\n\n{found[0]['machine']}; {COUNT} pictures, {DECODER!r}.\n"
-    report.write(report.ROOT / "docs" / "accuracy.md", "recovered", text)
+    markdown.write(DOCS / "accuracy.md", "recovered", text)
 
 
 if __name__ == "__main__":

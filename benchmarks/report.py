@@ -6,35 +6,31 @@ Each suite has a file of rows and a page with a marked place for its tables; --w
 from __future__ import annotations
 
 import math
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
-from benchmarks import rows
-
-ROOT = Path(__file__).parents[1]
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 
 
 def tables(found: Iterable[dict[str, Any]]) -> str:
     """One Markdown table a case: ms a step, times as fast as the baseline, error, share of the peak, memory."""
     parts = []
     for case, group in _by_case(found).items():
-        head = "| | ms (p20 to p80) | speed | error | peak | own GiB |\n|---|---|---|---|---|---|"
-        lines = [f"\n**{case}**, batch 1\n\n{head}"]
+        lines = []
         for row in group:
             if "skipped" in row:
-                lines.append(f"| {row['runner']} | not run: {row['skipped']} | | | | |")
+                lines.append([row["runner"], f"not run: {row['skipped']}", "", "", "", ""])
                 continue
             ms = f"{row['p50'] * 1e3:.0f} ({row['p20'] * 1e3:.0f} to {row['p80'] * 1e3:.0f})"
             speed = "" if math.isnan(row["speed"]) else f"{row['speed']:.2f} x"
             own = f"{row['own_gib']:.1f}" if "own_gib" in row else ""
-            figures = f"{speed} | {row['error']:.0e} | {row['share_of_peak']:.0%} | {own}"
-            lines.append(f"| {row['runner']} | {ms} | {figures} |")
-        parts.append("\n".join(lines) + f"\n\n{_place(group[-1])}\n")
+            lines.append([row["runner"], ms, speed, f"{row['error']:.0e}", f"{row['share_of_peak']:.0%}", own])
+        table = markdown.table(["", "ms (p20 to p80)", "speed", "error", "peak", "own GiB"], lines)
+        parts.append(f"\n**{case}**, batch 1\n\n{table}\n\n{_place(group[-1])}\n")
     return "\n".join(parts)
 
 
@@ -44,27 +40,25 @@ def _place(row: dict[str, Any]) -> str:
     return f"{row['machine']}; {versions}; commit {row['commit']}.{note}"
 
 
-def chart(found: list[dict[str, Any]]) -> Image.Image:
-    """Horizontal bars, ms a step, a group a case; each case has a scale of its own."""
-    ran = [row for row in found if "p50" in row]
-    font, step, left, width = ImageFont.load_default(13), 20, 250, 420
-    cases = list(dict.fromkeys(row["case"] for row in ran))
-    canvas = Image.new("RGB", (left + width + 110, (len(ran) + 2 * len(cases)) * step + 12), "white")
-    draw, y = ImageDraw.Draw(canvas), 6
-    for case in cases:
-        group = [row for row in ran if row["case"] == case]
-        longest = max(row["p50"] for row in group)
-        draw.text((left, y), f"{case}: ms a step", "black", font)
-        y += step
-        for row in group:
-            colour = "#2a78c8" if row["runner"].startswith("invfast") else "#b8b8b8"
-            draw.text((left - 8, y + step / 2), row["runner"], "black", font, anchor="rm")
-            end = left + max(1, round(width * row["p50"] / longest))
-            draw.rectangle((left, y + 3, end, y + step - 3), fill=colour)
-            draw.text((end + 6, y + step / 2), f"{row['p50'] * 1e3:.0f}", "black", font, anchor="lm")
-            y += step
-        y += step
-    return canvas
+def chart(found: list[dict[str, Any]]) -> Figure:
+    """Horizontal bars, ms a step, a panel a case, each with a scale of its own."""
+    ran = {case: [row for row in group if "p50" in row] for case, group in _by_case(found).items()}
+    ran = {case: group for case, group in ran.items() if group}
+    counts = [len(group) for group in ran.values()]
+    figure = Figure(figsize=(8, 0.26 * sum(counts) + 0.55 * len(counts)), dpi=100, layout="constrained")
+    axes = figure.subplots(len(ran), 1, squeeze=False, gridspec_kw={"height_ratios": counts})[:, 0]
+    for ax, (case, group) in zip(axes, ran.items(), strict=True):
+        colours = ["#2a78c8" if row["runner"].startswith("invfast") else "#b8b8b8" for row in group]
+        bars = ax.barh(range(len(group)), [row["p50"] * 1e3 for row in group], color=colours)
+        ax.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+        ax.set_yticks(range(len(group)), [row["runner"] for row in group], fontsize=8)
+        ax.invert_yaxis()
+        ax.set_title(f"{case}: ms a step", loc="left", fontsize=9)
+        ax.set_xticks([])
+        ax.margins(x=0.08, y=0.01)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    return figure
 
 
 def op_tables(found: Iterable[dict[str, Any]]) -> str:
@@ -72,13 +66,10 @@ def op_tables(found: Iterable[dict[str, Any]]) -> str:
 
     What a row does not say stays empty.
     """
-    lines = [
-        "| op, shape | | us (p20 to p80) | speed | GB/s | of a copy | of a step |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in found:
         if "skipped" in row:
-            lines.append(f"| {row['case']} | {row['runner']} | not run: {row['skipped']} | | | | |")
+            lines.append([row["case"], row["runner"], f"not run: {row['skipped']}", "", "", "", ""])
             continue
         spread = f" ({row['p20'] * 1e6:.1f} to {row['p80'] * 1e6:.1f})" if "p20" in row else ""
         us = f"{row['p50'] * 1e6:.1f}{spread}"
@@ -86,9 +77,10 @@ def op_tables(found: Iterable[dict[str, Any]]) -> str:
             _figure(row.get(name, math.nan), form)
             for name, form in (("speed", ".2f"), ("share_of_copy", ".0%"), ("share_of_step", ".4%"))
         )
-        figures = f"{speed and speed + ' x'} | {row['bytes'] / row['p50'] / 1e9:.1f} | {share} | {step}"
-        lines.append(f"| {row['case']} | {row['runner']} | {us} | {figures} |")
-    return "\n".join(lines) + f"\n\n{_place(row)}\n"
+        figures = [speed and f"{speed} x", f"{row['bytes'] / row['p50'] / 1e9:.1f}", share, step]
+        lines.append([row["case"], row["runner"], us, *figures])
+    head = ["op, shape", "", "us (p20 to p80)", "speed", "GB/s", "of a copy", "of a step"]
+    return f"{markdown.table(head, lines)}\n\n{_place(row)}\n"
 
 
 CALL_COLUMNS = (
@@ -101,6 +93,17 @@ CALL_COLUMNS = (
     "error",
     "peak",
     "own GiB",
+)
+START_COLUMNS = (
+    "",
+    "",
+    "imported, s",
+    "loaded",
+    "first step done",
+    "one step",
+    "own GiB",
+    "with mapped files",
+    "conversion",
 )
 SHORT = (
     "diffusers eager",
@@ -117,7 +120,7 @@ def call_tables(found: Iterable[dict[str, Any]]) -> str:
     """One Markdown table a case of whole calls on a GPU; what no row says has no column."""
     parts = []
     for case, group in _by_case(found).items():
-        table = _filled(CALL_COLUMNS, [_call(row) for row in group])
+        table = markdown.filled(CALL_COLUMNS, [_call(row) for row in group])
         parts.append(f"\n**{case}**\n\n{table}\n\n{_place(group[-1])}\n")
     return "\n".join(parts)
 
@@ -129,7 +132,7 @@ def short_call_tables(found: Iterable[dict[str, Any]]) -> str:
         ran = [row for row in group if row["runner"] in SHORT and "p50" in row]
         if not ran or not case.startswith("SD1.5 512 px, batch 1,"):
             continue
-        table = _filled((case, "ms a step", "", "speed"), [_call(row)[:4] for row in ran], (0, 1, 3))
+        table = markdown.filled((case, "ms a step", "", "speed"), [_call(row)[:4] for row in ran], (0, 1, 3))
         parts.append(f"{table}\n\n{_place(ran[-1])}\n")
     return "\n".join(parts)
 
@@ -147,14 +150,6 @@ def _call(row: dict[str, Any]) -> list[str]:
     return [row["runner"], ms + spread, _figure(loop, ".2f"), *figures]
 
 
-def _filled(head: Sequence[str], lines: Sequence[Sequence[str]], kept: Sequence[int] | None = None) -> str:
-    """A Markdown table of the columns that are kept, by default the first and those with something in them."""
-    if kept is None:
-        kept = [0, *(j for j in range(1, len(head)) if any(line[j] for line in lines))]
-    rule = ["---"] * len(head)
-    return "\n".join(f"| {' | '.join(line[j] for j in kept)} |" for line in (head, rule, *lines))
-
-
 def _figure(value: float, form: str) -> str:
     return "" if math.isnan(value) else f"{value:{form}}"
 
@@ -168,16 +163,13 @@ def _by_case(found: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 def start_tables(found: Iterable[dict[str, Any]]) -> str:
     """One Markdown table of a process's start: seconds to its first step, and memory."""
-    lines = [
-        "| | | imported, s | loaded | first step done | one step | own GiB | with mapped files | conversion |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in found:
         seconds = (f"{row[name]:.1f}" for name in ("imported", "loaded", "first_step", "one_step"))
         memory = (f"{row[name]:.1f}" for name in ("own_gib", "resident_gib"))
         conversion = f"{row['conversion_gib']:.1f}" if row["cache"] == "cold" else ""
-        lines.append(f"| {' | '.join([row['case'], row['runner'], *seconds, *memory, conversion])} |")
-    return "\n".join(lines) + f"\n\n{_place(row)}\n"
+        lines.append([row["case"], row["runner"], *seconds, *memory, conversion])
+    return f"{markdown.table(START_COLUMNS, lines)}\n\n{_place(row)}\n"
 
 
 def outside_tables(found: Iterable[dict[str, Any]]) -> str:
@@ -188,38 +180,24 @@ def outside_tables(found: Iterable[dict[str, Any]]) -> str:
     whole = [row for row in found if "around" in row]
     if not whole:
         return ""
-    lines = [
-        "| method | ms a step of a whole call | outside the network, ms | share | of them around the loop, ms |",
-        "|---|---|---|---|---|",
-    ]
+    head = ["method", "ms a step of a whole call", "outside the network, ms", "share", "of them around the loop, ms"]
+    lines = []
     for row in whole:
         step, outside, around = (row[name] for name in ("step", "outside", "around"))
-        figures = f"{step * 1e3:.1f} | {outside * 1e3:.2f} | {outside / step:.1%} | {around * 1e3:.2f}"
-        lines.append(f"| {row['runner']} | {figures} |")
-    return "\n".join(lines) + f"\n\n{_place(whole[-1])}\n"
-
-
-def write(path: Path, mark: str, text: str) -> None:
-    """Puts tables between the marks of a page.
-
-    Raises:
-        SystemExit: the page has no such marks.
-    """
-    content, place = path.read_text(), re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-    if not place.search(content):
-        raise SystemExit(f"{path.name} has no <!-- {mark} --> ... <!-- /{mark} --> to write between")
-    path.write_text(place.sub(lambda m: m[1] + text + m[2], content))
+        figures = (f"{step * 1e3:.1f}", f"{outside * 1e3:.2f}", f"{outside / step:.1%}", f"{around * 1e3:.2f}")
+        lines.append([row["runner"], *figures])
+    return f"{markdown.table(head, lines)}\n\n{_place(whole[-1])}\n"
 
 
 SUITES = (
-    ("runtimes", tables, "docs/speed.md", "bench"),
-    ("gpu", short_call_tables, "docs/speed.md", "gpu"),
-    ("gpu", call_tables, "docs/runtimes.md", "gpu"),
-    ("vae", tables, "docs/runtimes.md", "vae"),
-    ("start", start_tables, "docs/runtimes.md", "start"),
-    ("ops", op_tables, "docs/kernels.md", "ops"),
-    ("gpu_ops", op_tables, "docs/kernels.md", "gpu-ops"),
-    ("outside", outside_tables, "docs/kernels.md", "outside"),
+    ("runtimes", tables, "speed.md", "bench"),
+    ("gpu", short_call_tables, "speed.md", "gpu"),
+    ("gpu", call_tables, "runtimes.md", "gpu"),
+    ("vae", tables, "runtimes.md", "vae"),
+    ("start", start_tables, "runtimes.md", "start"),
+    ("ops", op_tables, "kernels.md", "ops"),
+    ("gpu_ops", op_tables, "kernels.md", "gpu-ops"),
+    ("outside", outside_tables, "kernels.md", "outside"),
 )
 """A suite, how its rows are shown, on which page, between which marks."""
 
@@ -234,9 +212,9 @@ def main() -> None:
         print(text)
         if "--write" in sys.argv[1:]:
             rows.write(rows.RESULTS / f"{suite}.jsonl", found)
-            write(ROOT / page, mark, text)
+            markdown.write(DOCS / page, mark, text)
             if suite == "runtimes":
-                chart(found).save(ROOT / "docs" / "bench.png")
+                chart(found).savefig(DOCS / "bench.png")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from diffusers import DDIMInverseScheduler, StableDiffusionXLPipeline
 
-from benchmarks import networks, report, rows
+from benchmarks import markdown, networks, rows
+from benchmarks.markdown import DOCS
 from invfast import Schedule, invert
 
 STEPS, ROUNDS, SIDE, PROMPT = 4, 5, 256, "a photo"
@@ -71,12 +72,13 @@ def measured(calls: dict[str, Callable[[], torch.Tensor]]) -> list[dict[str, Any
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a line a row."""
-    lines = [f"**{found[0]['case']}**, batch 1", "", "| | s (least to most) | speed | error |", "|---|---|---|---|"]
+    lines = []
     for row in found:
         least, most = row["seconds"][0], row["seconds"][-1]
         wall = f"{statistics.median(row['seconds']):.1f} ({least:.1f} to {most:.1f})"
-        lines.append(f"| {row['runner']} | {wall} | {row['speed']:.2f} x | {row['error']:.0e} |")
-    return "\n".join(lines)
+        lines.append([row["runner"], wall, f"{row['speed']:.2f} x", f"{row['error']:.0e}"])
+    head = ["", "s (least to most)", "speed", "error"]
+    return f"**{found[0]['case']}**, batch 1\n\n{markdown.table(head, lines)}"
 
 
 def main() -> None:
@@ -86,7 +88,7 @@ def main() -> None:
     found = measured(runners(pipe, x))
     rows.write(FILE, found)
     text = f"{table(found)}\n\n{found[0]['machine']}\n"
-    report.write(report.ROOT / "docs" / "runtimes.md", "sdxl", text)
+    markdown.write(DOCS / "runtimes.md", "sdxl", text)
     print(text)
 
 

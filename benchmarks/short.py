@@ -13,12 +13,21 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from benchmarks import rows
+from benchmarks import markdown, rows
 from invfast import demo, invert, metrics, reconstruct
 from invfast.methods import Auto, FixedPoint, Method, ReNoise
 
 GRIDS = (1, 2, 4)
 FILE = rows.RESULTS / "short.jsonl"
+HEAD = (
+    "N",
+    "method",
+    "evaluations a step",
+    "latent PSNR, median",
+    "least",
+    "residual, median",
+    "images solved",
+)
 
 
 def methods(steps: int) -> dict[str, Method | str]:
@@ -61,17 +70,13 @@ def measured(
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a line a row."""
-    lines = [
-        "| N | method | evaluations a step | latent PSNR, median | least | residual, median | images solved |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in found:
         solved = "" if row["solved"] is None else row["solved"]
         residual = "" if row["residual"] is None else f"{row['residual']:.0e}"
-        psnr = f"{row['latent_psnr']:.1f} | {row['latent_psnr_min']:.1f}"
-        asked = f"{row['case'].split()[0]} | {row['method']} | {row['evaluations']:.2f}"
-        lines.append(f"| {asked} | {psnr} | {residual} | {solved} |")
-    return "\n".join(lines)
+        psnr = (f"{row[name]:.1f}" for name in ("latent_psnr", "latent_psnr_min"))
+        lines.append([row["case"].split()[0], row["method"], f"{row['evaluations']:.2f}", *psnr, residual, solved])
+    return markdown.table(HEAD, lines)
 
 
 def main() -> None:

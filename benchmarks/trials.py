@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import rows
+from benchmarks import markdown, rows
 from invfast import Schedule, adapters, demo, metrics
 from invfast.adapters import Prompts
 
@@ -113,12 +113,20 @@ TRIALS: dict[str, Callable[[Trial], list[torch.Tensor]]] = {
 }
 
 
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown, a line a trial."""
+    lines = [
+        [row["case"].removeprefix("N="), row["trial"], f"{row['evaluations']:.2f}", f"{row['latent_psnr']:.1f}"]
+        for row in found
+    ]
+    return markdown.table(["N", "trial", "evaluations a step", "median latent PSNR, dB"], lines)
+
+
 @torch.inference_mode()
 def main() -> None:
     """Prints a table and writes the rows."""
     pipe = demo.load_pipeline()
     found = []
-    print("| N | trial | evaluations a step | median latent PSNR, dB |\n|---|---|---|---|")
     for steps in [int(each) for each in sys.argv[1:]] or GRIDS:
         trial = Trial(pipe, steps)
         for name, run in TRIALS.items():
@@ -127,8 +135,9 @@ def main() -> None:
             spent = trial.asked / trial.steps
             row = {"case": f"N={steps}", "trial": name, "evaluations": spent, "latent_psnr": trial.quality(last)}
             found.append({**row, **rows.place()})
-            print(f"| {steps} | {name} | {spent:.2f} | {row['latent_psnr']:.1f} |", flush=True)
+            print(table(found[-1:]).splitlines()[-1], flush=True)
     rows.write(FILE, found)
+    print(f"\n{table(found)}")
 
 
 if __name__ == "__main__":

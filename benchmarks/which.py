@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 
 Choice = tuple[str, str, str, str, str, str]
 CHOICES: tuple[Choice, ...] = (
@@ -39,17 +40,17 @@ def figure(row: dict[str, Any]) -> str:
 
 def table() -> str:
     """Markdown, a line a choice."""
-    lines = ["| sampled like | take | dB at evaluations a step | the plain loop |", "|---|---|---|---|"]
-    for model, name, case, plain, taken, written in CHOICES:
-        each = (figure(found(name, case, method)) for method in (taken, plain))
-        lines.append(f"| {model} | {written} | {' | '.join(each)} |")
-    return "\n".join(lines)
+    lines = [
+        [model, written, *(figure(found(name, case, method)) for method in (taken, plain))]
+        for model, name, case, plain, taken, written in CHOICES
+    ]
+    return markdown.table(["sampled like", "take", "dB at evaluations a step", "the plain loop"], lines)
 
 
 def main() -> None:
     """Writes and prints the table."""
     text = table()
-    report.write(report.ROOT / "docs" / "methods.md", "which", f"{text}\n")
+    markdown.write(DOCS / "methods.md", "which", f"{text}\n")
     print(text)
 
 

@@ -36,14 +36,36 @@ def replacements(new: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
 def check_options(
     guidance_scale: float, cuda_graph: bool | None, callback: Callable | None, names: Sequence[str]
 ) -> None:
-    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale) or guidance_scale < 0:
-        raise ValueError(f"guidance_scale must be a finite number of at least 0, got {guidance_scale!r}")
+    check_guidance(guidance_scale)
     if cuda_graph not in (None, True, False):
         raise TypeError(f"cuda_graph must be None, True or False, got {cuda_graph!r}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback_on_step_end must be callable, got {callback!r}")
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"callback_on_step_end_tensor_inputs must be a list of names, got {names!r}")
+
+
+def check_guidance(scale: float) -> None:
+    if not isinstance(scale, Real) or not math.isfinite(scale) or scale < 0:
+        raise ValueError(f"guidance_scale must be a finite number of at least 0, got {scale!r}")
+
+
+def device_of(name: str | None) -> torch.device:
+    """A device of this machine by name; None is cuda where there is one, else cpu.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        here = ["cpu", *(f"cuda:{j}" for j in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used: {reason}; here there is {', '.join(here)}") from error
+    return torch.device(name)
 
 
 def check_generator(generator: Any) -> None:

@@ -8,9 +8,11 @@ and every container is resized by the same filter.
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,22 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+logger = logging.getLogger(__name__)
+
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
+}
+"""What is read, as Pillow calls it, and how such files end. HEIF needs pillow-heif, `pip install "invfast[heic]"`."""
+ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+FITS = ("crop", "pad", "squash")
 
 MAX_PIXELS = 64 * 2**20
 """A file with more is refused before it is decoded."""
@@ -32,10 +49,12 @@ NEGATIVE = -1e-3
 def load(path: str | os.PathLike[str]) -> Image.Image:
     """An image file as RGB; EXIF orientation applied, transparency over white.
 
+    Of several frames the first is taken, with a warning.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a PNG, JPEG or WebP image, broken or cut short, a folder, or more pixels than MAX_PIXELS or
-            Pillow's own limit.
+        ValueError: none of FORMATS, broken or cut short, a folder, or more pixels than MAX_PIXELS or Pillow's own
+            limit.
     """
     name = f"image {str(path)!r}"
     if not Path(path).exists():
@@ -44,13 +63,13 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
         if not Path(path).is_file():  # opening a pipe would wait for ever
             raise OSError("it is a folder, or something else that is no file")
         with _opened(path) as image:
-            return as_rgb(image)
+            return _first(image, name)
 
 
 def decode(content: bytes, name: str) -> Image.Image:
     """`load` of a file that was read already; `name` is what errors call it."""
     with _named(f"image {name!r}"), _opened(io.BytesIO(content)) as image:
-        return as_rgb(image)
+        return _first(image, f"image {name!r}")
 
 
 def size_of(content: bytes, name: str) -> tuple[int, int]:
@@ -61,9 +80,24 @@ def size_of(content: bytes, name: str) -> tuple[int, int]:
         return image.size[::-1] if turned else image.size
 
 
+def _first(image: Image.Image, name: str) -> Image.Image:
+    """The image, or the first of several frames, as RGB."""
+    # Phones keep a second picture, for depth, in a JPEG: none that anyone means.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        logger.warning("%s has %d frames; the first is taken", name, image.n_frames)
+    image.seek(0)
+    return as_rgb(image)
+
+
 def _opened(file: Any) -> Image.Image:
     """A file's image, its pixels not decoded yet, which are not too many."""
-    image = Image.open(file, formats=FORMATS)
+    try:
+        image = Image.open(file, formats=[each for each in FORMATS if each != "HEIF"])
+    except UnidentifiedImageError:
+        if not _is_heif(file):
+            raise
+        _register_heif()
+        image = Image.open(file, formats=["HEIF"])
     most = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow only warns above its own
     if image.width * image.height > most:
         image.close()
@@ -71,9 +105,63 @@ def _opened(file: Any) -> Image.Image:
     return image
 
 
-def resized(image: Image.Image, height: int, width: int) -> Image.Image:
-    """As `to_pixels` resizes, which then has nothing left to do."""
-    return VaeImageProcessor().resize(image, height, width)
+def _is_heif(file: Any) -> bool:
+    """Whether an ISO media file begins with a brand of HEIF."""
+    if hasattr(file, "seek"):
+        file.seek(0)
+        head = file.read(12)
+        file.seek(0)
+    else:
+        with open(file, "rb") as opened:
+            head = opened.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ValueError('HEIC needs pillow-heif; pip install "invfast[heic]", or save it as JPEG') from error
+    register_heif_opener(thumbnails=False)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One size for pictures of any, and how they come to it.
+
+    Args:
+        width: px.
+        height: px.
+        fit: "crop" cuts what is too long for the frame's shape, from the middle; "pad" keeps all, with white beside it;
+            "squash" distorts, as `to_pixels` does.
+
+    Raises:
+        ValueError: a side below 1, or another fit.
+    """
+
+    width: int
+    height: int
+    fit: str = "crop"
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.height) < 1:
+            raise ValueError(f"a size must be at least 1 x 1, got {self.width} x {self.height}")
+        if self.fit not in FITS:
+            raise ValueError(f"unknown fit {self.fit!r}; expected one of {', '.join(FITS)}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """An RGB image at the frame's size, by Lanczos; `to_pixels` then has nothing left to do."""
+        if image.size == self.size:
+            return image
+        if self.fit == "squash":
+            return VaeImageProcessor().resize(image, self.height, self.width)
+        if self.fit == "pad":
+            return ImageOps.pad(image, self.size, Image.Resampling.LANCZOS, color="white")
+        return ImageOps.fit(image, self.size, Image.Resampling.LANCZOS)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from invfast import demo
+from invfast.arguments import device_of
 from invfast.digests import file_digest
 from invfast.provenance import BUNDLED, HUB_ID
 
@@ -37,14 +38,14 @@ def load(model: str, device: str | None, config: str = "") -> Any:
 
     Raises:
         OSError: no such pipeline, or weights that are no safetensors; says how to get them.
-        ValueError: a pipeline that asks for code of its own, or a checkpoint that is not one of its configs.
+        ValueError: a pipeline that asks for code of its own, or a checkpoint that is not one of its configs, or
+            no such device.
     """
-    import torch
-
+    place = device_of(device)  # before anything is read
     single = Path(model).is_file() or Path(model).suffix.lower() in (".safetensors", *PICKLES)
     if config and not single:
         raise ValueError(f"config {config!r} is for a model that is a single .safetensors file, and {model!r} is none")
-    return _opened(model, config, single).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return _opened(model, config, single).to(place)
 
 
 def named_by(name: str | None, file: str | os.PathLike[str]) -> str:

@@ -35,6 +35,14 @@ is 2^-18, at 3 at 2^-19.25 and at -3 at 2^-20.5 (30 Anderson evaluations a step)
 """
 
 
+def check_strength(strength: float) -> None:
+    """Raises TypeError or ValueError where it is no share of a grid, in (0, 1]."""
+    if not isinstance(strength, Real) or isinstance(strength, bool):
+        raise TypeError(f"strength must be a number in (0, 1], got {strength!r}")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step of a grid as it is taken, in either direction.
@@ -129,10 +137,7 @@ class Schedule:
             TypeError: it is no number.
             ValueError: it lies outside (0, 1], or takes no step.
         """
-        if not isinstance(strength, Real) or isinstance(strength, bool):
-            raise TypeError(f"strength must be a number in (0, 1], got {strength!r}")
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength must lie in (0, 1], got {strength!r}")
+        check_strength(strength)
         walked = min(self.length * float(strength), self.length)
         taken = self.length - int(self.length - walked) if self.prediction_type == FLOW else int(walked)
         steps = min(taken - self.dropped, self.num_steps)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from invfast import batch
 from invfast.batch import index, shards
+from invfast.images import Frame
 
 CODE = "from invfast.cli import main; main()"
 
@@ -29,6 +30,10 @@ class Toy:
     slow: float = 0.0
     poison: str = ""
     """A prompt that fails with whatever ran beside it."""
+
+    @property
+    def frame(self):
+        return None if self.size is None else Frame(self.size, self.size)
 
     def configuration(self):
         return {"task": self.name, "size": self.size}

@@ -351,8 +351,8 @@ def test_sources_that_are_none(name, content, message, tmp_path):
 
 def test_an_empty_folder_says_what_it_has(tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.bmp").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no images in .*\.png.*--recursive; it has other files: {'.bmp': 1}"):
+    (tmp_path / "in" / "a.psd").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no images in .*\.png.*--recursive; it has other files: {'.psd': 1}"):
         batch.run(tmp_path / "in", tmp_path / "out", Toy())
     with pytest.raises(FileNotFoundError, match="does not exist"):
         batch.run(tmp_path / "none", tmp_path / "out", Toy())

@@ -16,7 +16,7 @@ from benchmarks import batch as engine
 from invfast import batch, demo, invert, reconstruct, watermark
 
 QUICK = ("--method", "ddim", "--steps", 2)
-TOY = "from batches import Toy; from invfast import batch; batch.Invert = lambda *given: Toy(slow={slow})\n"
+TOY = "from batches import Toy; from invfast import batch; batch.Invert = lambda *given, **more: Toy(slow={slow})\n"
 """A run of the command line with a task that needs no network."""
 MAIN = "from invfast.cli import main; main()"
 
@@ -129,7 +129,7 @@ def result_of(done):
         (["in", "--prompts", "none.jsonl"], 2, "does not exist"),
         (["in", "--method", "magic"], 1, "unknown method 'magic'"),
         (["in", "--on-error", "stop"], 1, "image 'empty.png' is not one of"),
-        (["in", "--size", "0"], 1, "size must be at least 1, got 0"),
+        (["in", "--size", "0"], 2, "as 512, or width and height, as 640x512"),
         (["in", "--size", "63"], 1, "height must be a positive multiple of 4, got 63"),
         (["in", "--dtype", "int4"], 1, "unknown dtype 'int4'"),
     ],
@@ -208,7 +208,20 @@ def count(folder):
 def test_the_walk_through(forks, tmp_path):
     """300 images, three of them bad: Ctrl-C, twenty kills at random moments, two shards at once, all of it there."""
     names = fill(tmp_path / "in", 297, sizes=((64, 64), (64, 48), (48, 64)))
-    asked = ("batch", "in", "--recursive", "--method", "warm_start", "--steps", 2, "--batch", 4, "--json")
+    asked = (
+        "batch",
+        "in",
+        "--recursive",
+        "--method",
+        "warm_start",
+        "--steps",
+        2,
+        "--batch",
+        4,
+        "--size",
+        "own",
+        "--json",
+    )
     forks.start(*asked, "-o", "whole")
     code, out, log = forks.finish()
     assert code == 1, log
@@ -284,7 +297,8 @@ def test_ray_with_an_actor_that_is_killed(tmp_path):
     """Two actors, one killed while it works: the same bits as in one process, and parquet in and out."""
     pytest.importorskip("ray")
     names = fill(tmp_path / "in", 40)
-    code = "import batches; from invfast import batch; batch.Invert = lambda *given: batches.Toy(slow={slow})\n" + MAIN
+    toy = "import batches; from invfast import batch; batch.Invert = lambda *given, **more: batches.Toy(slow={slow})\n"
+    code = toy + MAIN
     args = ("batch", "in", "--recursive", "--batch", 4, "--json")
     process = start(*args, "-o", "out", "--engine", "ray", "--actors", 2, cwd=tmp_path, code=code.format(slow=2))
     wait_for(tmp_path / "out", 2, process)

@@ -46,7 +46,7 @@ def test_a_report_commits_its_rows_and_fills_its_page(keep, tmp_path, monkeypatc
     found = [given("50 steps", "ddim", step=0.02, outside=0.0004, around=0.0001)]
     keep("runs", *found)
     (tmp_path / "page.md").write_text("before <!-- m -->\nold\n<!-- /m --> after")
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "DOCS", tmp_path)
     monkeypatch.setattr(report, "SUITES", [("suite", report.outside_tables, "page.md", "m")])
     monkeypatch.setattr("sys.argv", ["report", "--write"])
     report.main()
@@ -63,7 +63,7 @@ def test_a_report_commits_its_rows_and_fills_its_page(keep, tmp_path, monkeypatc
 def test_rows_that_divide_by_the_loop_alone_are_not_shown_as_whole_calls(keep, tmp_path, monkeypatch):
     keep("committed", given("50 steps", "ddim", step=0.02, outside=0.0004))
     (tmp_path / "page.md").write_text("<!-- m -->\nold\n<!-- /m -->")
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "DOCS", tmp_path)
     monkeypatch.setattr(report, "SUITES", [("suite", report.outside_tables, "page.md", "m")])
     monkeypatch.setattr("sys.argv", ["report", "--write"])
     report.main()

@@ -9,11 +9,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline
 from tiny import pixel_unet, seeded
 
-from benchmarks import report as pages
 from benchmarks.claims import __main__ as claims
 from benchmarks.claims import between, edits, latents, report, stated, steps
 from benchmarks.claims.shards import Shards
 from benchmarks.claims.subjects import Subject
+from benchmarks.markdown import DOCS
 from invfast.methods import METHODS, ForwardStart
 
 EVERY = [claim for _, each in report.PAPERS.values() for claim in each]
@@ -45,7 +45,7 @@ def test_every_claim_has_a_command_that_prints_its_figures(claim, committed):
 
 
 def test_the_page_is_what_the_rows_say(committed):
-    assert report.markdown(committed) in (pages.ROOT / "docs" / "claims.md").read_text()
+    assert report.markdown(committed) in (DOCS / "claims.md").read_text()
 
 
 def test_verdicts():
@@ -82,6 +82,8 @@ def test_frechet():
     y = np.random.default_rng(2).normal(size=(400, 5))
     spread = np.std([between.frechet(np.random.default_rng(j).normal(size=(400, 5)), y) for j in range(3, 60)])
     assert spread / 3 < between.error(x, y) < 3 * spread
+    assert between.error(x, y, x) < 1e-12
+    assert between.error(x, y, x + 0.01) < between.error(x, y) / 3
     assert between.frechet(x, x) < 1e-9
     assert abs(between.frechet(x, x + 2) - 20) < 1e-9
     assert abs(between.frechet(x, x * 3) - (4 * x.var(0, ddof=1).sum() + 4 * np.square(x.mean(0)).sum())) < 1e-6

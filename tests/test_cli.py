@@ -22,10 +22,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import SD, stable_diffusion
 from toy import distance
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from invfast import Inversion, demo, invert, reconstruct
 from invfast.cli import app
+from invfast.images import Frame, load
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "cli.schema.json").read_text())
 PEACH = str(demo.ROOT / "images" / "peach.png")
@@ -134,6 +136,27 @@ def test_export_and_cache(tmp_path, monkeypatch):
     assert result(inside("cache", "ls", "--json", cwd=tmp_path))["entries"] == []
 
 
+def test_sizes(tmp_path, monkeypatch):
+    """The bundled model's own for a photograph, what was asked for, or the image's."""
+    monkeypatch.chdir(tmp_path)
+    picture = Image.effect_noise((160, 96), 60).convert("RGB")
+    picture.save("wide.jpg")
+    args = ["wide.jpg", "-o", "out", "--method", "ddim", "--steps", "1", "--json"]
+    for asked, shape, said in (
+        ([], [4, 16, 16], True),
+        (["--size", "64"], [4, 16, 16], False),
+        (["--size", "96x64", "--fit", "pad"], [4, 16, 24], False),
+        (["--size", "own"], [4, 24, 40], False),
+    ):
+        done = CliRunner().invoke(app, ["invert", *args, *asked])
+        assert json.loads(done.stdout)["inversions"][0]["latents"] == shape
+        assert ("taken at 64 px, as the bundled model was trained" in done.stderr) == said
+    done = CliRunner().invoke(app, ["invert", *args, "--size", "64", "--fit", "pad"])
+    padded = Inversion.load("out/wide.safetensors")
+    wanted = invert(demo.load_pipeline(), Frame(64, 64, "pad")(load("wide.jpg")), method="ddim", num_inference_steps=1)
+    assert distance(padded.init_latents, wanted.init_latents) < 1e-6
+
+
 def test_ctrl_c_leaves_nothing(tmp_path):
     args = ("invert", PEACH, "-o", "noise", "--steps", "999", "--method", "anderson")
     command = [sys.executable, "-c", "from invfast.cli import main; main()", *args]
@@ -193,15 +216,19 @@ def bomb(width=1_000_000, height=1_000_000):
         (["invert", "zero.png", "-o", "."], 1, "image 'zero.png'"),
         (["invert", PEACH, PEACH, "-o", "."], 1, "two images share a file name"),
         (["invert", PEACH, "-o", ".", "--prompt", "a", "--prompt", "b"], 1, "2 prompts for 1 images"),
-        (["invert", PEACH, "-o", ".", "--steps", "-3"], 1, "from 1 to 1000, got -3"),
+        (["invert", PEACH, "-o", ".", "--steps", "-3"], 2, "greater than or equal to 1"),
         (["invert", PEACH, "-o", ".", "--batch", "0"], 2, "greater than or equal to 1"),
         (["invert", PEACH, "-o", ".", "--size", "63"], 1, "height must be a positive multiple of 4, got 63"),
-        (["invert", PEACH, "-o", ".", "--device", "warp"], 1, "warp"),
+        (["invert", PEACH, "-o", ".", "--device", "warp"], 1, "device 'warp' cannot be used: "),
+        (["invert", PEACH, "-o", ".", "--size", "0"], 2, "as 512, or width and height, as 640x512, got '0'"),
+        (["invert", PEACH, "-o", ".", "--size", "64x"], 2, "as 512, or width and height, as 640x512, got '64x'"),
+        (["invert", PEACH, "-o", ".", "--fit", "crop", "--model", "a"], 2, "--fit says how images come to a --size"),
+        (["invert", PEACH, "-o", ".", "--fit", "stretch"], 2, "'stretch' is not one of"),
         (["invert", "-o", "."], 2, "Missing argument"),
         (["invert", PEACH, "-o", ".", "--method", "easy-inv"], 1, "unknown method 'easy-inv'; expected one of 'ddim'"),
         (["invert", PEACH, "-o", ".", "--runtime", "warp"], 1, "unknown runtime 'warp'"),
         (["invert", PEACH, "-o", ".", "--encode", "vae"], 1, "unknown encode 'vae'; expected 'encoder', 'decoder' or"),
-        (["invert", PEACH, "-o", ".", "--steps", "0"], 1, "from 1 to 1000, got 0"),
+        (["invert", PEACH, "-o", ".", "--steps", "0"], 2, "greater than or equal to 1"),
         (["invert", PEACH, "-o", ".", "--steps", "1001"], 1, "from 1 to 1000, got 1001"),
         (["invert", PEACH, "-o", ".", "--steps", "fifty"], 2, "valid integer"),
         (["invert", PEACH, "-o", ".", "--guidance", "nan"], 1, "guidance_scale must be a finite number"),
@@ -219,7 +246,7 @@ def bomb(width=1_000_000, height=1_000_000):
         (["compare", "bomb.png", "-o", "x.png"], 1, "pixels"),
         (["compare", PEACH, "-o", "x.jpg"], 1, "does not end in .png"),
         (["compare", "none.png", "-o", "x.jpg"], 1, "does not end in .png"),
-        (["compare", PEACH, "--steps", "0", "-o", "x.png"], 1, "from 1 to 1000, got 0"),
+        (["compare", PEACH, "--steps", "0", "-o", "x.png"], 2, "greater than or equal to 1"),
         (["compare", PEACH, "--methods", "ddim,", "-o", "x.png"], 1, "unknown method ''"),
         (["compare", PEACH, "--methods", "auto(budgt=1), ddim", "-o", "x.png"], 1, "auto has no setting 'budgt'"),
         (["compare", PEACH, "--methods", "ddim(", "-o", "x.png"], 1, "was never closed"),
@@ -246,8 +273,49 @@ def test_errors(args, code, message, files, monkeypatch):
     done = CliRunner().invoke(app, args)
     assert done.exit_code == code, done.output
     assert message in " ".join(done.stderr.split())
+    assert done.stderr.count("error: ") == (code == 1)
     assert done.stdout == ""
     assert sorted(os.listdir(files)) == before
+
+
+def test_a_cache_that_cannot_be_made_is_said_without_a_number(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "file" / "cache"))
+    done = CliRunner().invoke(app, ["cache", "ls"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: cache folder ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "warp", "device 'warp' cannot be used"),
+        ("--device", "cuda:99", "device 'cuda:99' cannot be used"),
+        ("--dtype", "int4", "unknown dtype 'int4'"),
+        ("--runtime", "warp", "unknown runtime 'warp'"),
+        ("--guidance", "nan", "guidance_scale must be a finite number"),
+        ("--strength", "0", "strength must lie in (0, 1], got 0.0"),
+        ("--encode", "vae", "unknown encode 'vae'"),
+        ("--output", "file/x.png", "file' is a file; name another place"),
+    ],
+)
+def test_options_are_checked_before_a_model_is_loaded(option, value, message, tmp_path, monkeypatch):
+    """In every command that has them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr("invfast.loading.load", None)
+    monkeypatch.setattr("invfast.cli.base.load_model", None)
+    (tmp_path / "file").touch()
+    asked = 0
+    for name, command in get_command(app).commands.items():
+        if not any(option in parameter.opts for parameter in command.params):
+            continue
+        given = {"edit": ["a", "--prompt", "b"], "interpolate": ["a", "b"], "export": [], "batch": ["."]}
+        args = [name, *given.get(name, ["a"]), *([] if name == "export" or option == "--output" else ["-o", "x.png"])]
+        done = CliRunner().invoke(app, [*args, option, value])
+        assert (done.exit_code, message in done.stderr) == (1, True), (name, done.stderr)
+        asked += 1
+    assert asked >= 1
 
 
 @pytest.mark.parametrize(

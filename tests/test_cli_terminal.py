@@ -98,6 +98,14 @@ def test_other_libraries_are_silent_until_the_model_is_loaded(chatty):
     assert chatty == ["broken", "while running", "after", "asked for"]
 
 
+def test_where_fonts_are_kept_is_no_news_of_a_run(capsys):
+    with terminal.spoken(0, None):
+        terminal.loaded()
+        logging.getLogger("matplotlib.config").warning("no folder")
+        logging.getLogger("PIL").warning("of this run")
+    assert "no folder" not in capsys.readouterr().err
+
+
 def test_all_of_it_is_in_the_log_file(tmp_path, chatty, capsys):
     path = tmp_path / "logs" / "log.txt"
     with terminal.spoken(-1, path), warnings.catch_warnings():

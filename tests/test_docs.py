@@ -34,6 +34,15 @@ def test_links_of_the_readme():
         assert (ROOT / path).is_file(), path
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "tests"])
+def test_every_part_says_what_it_shows(folder):
+    said = re.findall(r"`([\w./]+)`", (ROOT / folder / "README.md").read_text())
+    parts = {path.stem for path in (ROOT / folder).glob("*.py")}
+    parts |= {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+    assert not sorted(parts - {"__init__"} - {Path(name).stem for name in said})
+    assert not [name for name in said if name.endswith((".py", "/")) and not (ROOT / folder / name).exists()]
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)

@@ -1,5 +1,6 @@
 """Reading images, drawing grids."""
 
+import importlib.util
 import io
 import os
 import random
@@ -8,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from invfast import images
 
@@ -138,9 +139,83 @@ def test_bad_files(tmp_path):
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(ValueError, match="cannot be read"):
         images.load(path)
-    Image.new("RGB", (8, 8)).save(tmp_path / "picture.bmp")
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.ico")
     with pytest.raises(ValueError, match="is not one of"):
-        images.load(tmp_path / "picture.bmp")
+        images.load(tmp_path / "picture.ico")
+
+
+@pytest.mark.parametrize("ending", [each for each in images.ENDINGS if each not in images.FORMATS["HEIF"]])
+def test_every_format_is_read(ending, tmp_path):
+    picture = Image.effect_noise((24, 16), 50).filter(ImageFilter.GaussianBlur(4)).convert("RGB")
+    picture.save(tmp_path / f"picture{ending}")
+    found = images.load(tmp_path / f"picture{ending}")
+    assert (found.size, found.mode) == ((24, 16), "RGB")
+    assert np.abs(np.asarray(found, float) - np.asarray(picture, float)).mean() < 4
+    content = (tmp_path / f"picture{ending}").read_bytes()
+    assert images.size_of(content, "it") == (24, 16)
+    with pytest.raises(ValueError, match="image 'it' "):
+        images.decode(content[: len(content) // 2], "it")
+    wide = Image.new("1", (2**14, 2**13))  # of few bytes
+    if ending in (".bmp", ".gif", ".tif"):
+        wide.save(tmp_path / f"wide{ending}")
+        with pytest.raises(ValueError, match="too large"):
+            images.load(tmp_path / f"wide{ending}")
+
+
+def test_heic_is_read_or_its_extra_named(tmp_path):
+    pillow_heif = importlib.import_module("pillow_heif") if importlib.util.find_spec("pillow_heif") else None
+    path = tmp_path / "picture.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(ValueError, match="picture.heic" if pillow_heif else r"pip install .invfast\[heic\]"):
+        images.load(path)
+    if pillow_heif:
+        picture = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+        pillow_heif.from_pillow(picture).save(path)
+        assert images.load(path).size == images.size_of(path.read_bytes(), "it") == (64, 48)
+
+
+def test_of_several_frames_the_first_is_taken(tmp_path, caplog):
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    for ending in (".gif", ".tif", ".webp", ".png", ".avif"):
+        red.save(tmp_path / f"two{ending}", save_all=True, append_images=[blue])
+        found = images.load(tmp_path / f"two{ending}")
+        assert np.abs(np.asarray(found, float) - np.asarray(red, float)).max() < 12, ending
+        assert f"two{ending}' has 2 frames; the first is taken" in caplog.text
+    caplog.clear()
+    red.save(tmp_path / "one.gif")
+    images.load(tmp_path / "one.gif")
+    assert not caplog.text
+
+
+def test_what_other_formats_hold(tmp_path):
+    deep = np.full((8, 8), 300 * 128, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    assert np.asarray(images.load(tmp_path / "deep.tif")).mean() == round(300 * 128 / 257)
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "ink.tif")
+    red = np.asarray(images.load(tmp_path / "ink.tif"))[0, 0]
+    assert red[0] > 200 > 60 > red[1:].max()
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    for ending in (".gif", ".tif", ".avif", ".bmp"):
+        clear.save(tmp_path / f"clear{ending}")
+        white = np.asarray(images.load(tmp_path / f"clear{ending}"))
+        assert white.min() > 250 or ending == ".bmp", ending  # Pillow's BMP has no transparency by itself
+
+
+def test_a_frame():
+    picture = Image.new("RGB", (40, 20), "red")
+    picture.paste("blue", (5, 0, 35, 20))
+    cropped, padded, squashed = (np.asarray(images.Frame(16, 16, fit)(picture)) for fit in images.FITS)
+    assert (cropped == (0, 0, 255)).all()
+    assert (padded[:4] == 255).all()
+    assert (padded[-4:] == 255).all()
+    assert padded[8, 0, 0] > 250 > 5 > padded[8, 0, 1:].max()
+    wanted = images.to_pixels(picture, 8, 16, 16)
+    assert torch.equal(images.to_pixels(Image.fromarray(squashed), 8), wanted)
+    assert images.Frame(40, 20, "pad")(picture) is picture
+    assert images.Frame(8, 24)(picture).size == (8, 24)
+    for wrong, message in (((0, 8), "at least 1 x 1, got 0 x 8"), ((8, 8, "fill"), "unknown fit 'fill'; expected one")):
+        with pytest.raises(ValueError, match=message):
+            images.Frame(*wrong)
 
 
 def encoded(kind, **options):

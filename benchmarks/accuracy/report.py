@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.accuracy import sections, store, verdicts
 from benchmarks.accuracy.picture import picture
 from benchmarks.accuracy.store import Row
-from benchmarks.report import write
+from benchmarks.markdown import write
 from invfast.files import write_atomically
 
 PAGES = {

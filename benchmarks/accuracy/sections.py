@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.accuracy.pictures import PLAIN
 from benchmarks.accuracy.store import Row
+from benchmarks.markdown import table
 
 COLUMNS = {
     "evaluations": ("evaluations a step", 2),
@@ -36,12 +37,6 @@ HEADLINE = (
 )
 """Methods that docs/methods.md shows."""
 SHORT = ("evaluations", "latent_psnr", "psnr_to_vae", "psnr", "ssim", "noise_std", "noise_kurtosis")
-
-
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def number(value: float | None, digits: int) -> str:

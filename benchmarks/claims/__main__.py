@@ -26,14 +26,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report as pages
+from benchmarks import markdown
 from benchmarks import rows as committed
 from benchmarks.claims import between, charts, easyinv, edits, latents, masactrl, report, steps
 from benchmarks.claims.shards import Shards
 from benchmarks.claims.subjects import QUICK, SUBJECTS, Subject
+from benchmarks.markdown import DOCS
 from invfast.files import write_atomically
 
-OUT = pages.ROOT / "out" / "claims"
+OUT = DOCS.parent / "out" / "claims"
 COMMITTED = committed.RESULTS / "claims.jsonl"
 Rows = Callable[[Any], Iterator[dict[str, Any]]]
 STUDIES: dict[str, tuple[Rows, tuple[str, ...]]] = {
@@ -45,8 +46,12 @@ STUDIES: dict[str, tuple[Rows, tuple[str, ...]]] = {
     "between": (between.rows, ("pixel",)),
 }
 """What makes the rows of each, and of which models."""
-SHARDED = ("latents", "between", "edits")
-"""Studies of inversions that are kept."""
+SHARDED: dict[str, tuple[int, tuple[str, ...]] | None] = {
+    "latents": None,
+    "between": (between.MOST, between.WAYS),
+    "edits": (1, edits.WAYS),
+}
+"""Studies of inversions that are kept: of how many shards and by which methods, None of all."""
 
 
 def measured(name: str, subjects: tuple[Subject, ...], folder: Path) -> Iterator[dict[str, Any]]:
@@ -61,10 +66,11 @@ def measured(name: str, subjects: tuple[Subject, ...], folder: Path) -> Iterator
 def prepare(name: str, subjects: tuple[Subject, ...], folder: Path, share: tuple[int, int]) -> None:
     """Makes every shard of a share that a study asks for and that is not there yet."""
     for subject in (each for each in subjects if name in SHARDED and each.name in STUDIES[name][1]):
-        shards = Shards(subject, folder)
-        for j in range(share[0] - 1, subject.shards, share[1]):
-            for method in subject.methods().values():
-                shards.inverted(j, method)
+        shards, methods = Shards(subject, folder), subject.methods()
+        most, ways = SHARDED[name] or (subject.shards, tuple(methods))
+        for j in range(share[0] - 1, min(most, subject.shards), share[1]):
+            for way in ways:
+                shards.inverted(j, methods[way])
             print(f"  {subject.name}, shard {j + 1} of {subject.shards}", file=sys.stderr, flush=True)
 
 
@@ -110,7 +116,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted; start it again to go on")
     if not args.shard:
-        publish(found, subjects, folder, None if args.quick else pages.ROOT / "docs")
+        publish(found, subjects, folder, None if args.quick else DOCS)
 
 
 def publish(found: list[dict[str, Any]], subjects: tuple[Subject, ...], folder: Path, docs: Path | None) -> None:
@@ -123,7 +129,7 @@ def publish(found: list[dict[str, Any]], subjects: tuple[Subject, ...], folder: 
     write_atomically(html, report.page(found, pictures).encode())
     print(f"report: {html}")
     if docs is not None:
-        pages.write(docs / "claims.md", "claims", f"{report.markdown(found)}\n")
+        markdown.write(docs / "claims.md", "claims", f"{report.markdown(found)}\n")
         charts.save(pictures, docs)
 
 

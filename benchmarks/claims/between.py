@@ -19,29 +19,33 @@ from benchmarks.claims.subjects import AUTO, started
 from invfast.analysis import plain_mask
 from invfast.interpolation import slerp
 
-SHARES = (1 / 2,)
+HALF = 1 / 2
 """Farthest from both ends."""
-SELF = (0.0, 1 / 2, 1.0)
+SELF = (0.0, HALF, 1.0)
 WAYS = ("ddim", started(2), AUTO)
-MOST = 2
+MOST = 4
 """Shards taken."""
 DRAWS = 200
 
 
 def rows(shards: Shards) -> Iterator[dict[str, Any]]:
-    """A row a share of the way between neighbours, and one a share of the way from the noise to its inversion."""
+    """A row half way between neighbours, and one a share of the way from the noise to its inversion."""
     subject = shards.subject
     chosen = range(min(MOST, subject.shards))
     drawn = shards.several(chosen)
     known = subject.pictures(drawn.init_latents)
     yield {"what": "drawn", "method": "the noise", **figures(known, known)}
+    beside: dict[str, torch.Tensor] = {}
     for name, method in {"the noise": None, **subject.methods()}.items():
         if method is not None and name not in WAYS:
             continue
         ends = [shards.several((j,), method).latents for j in chosen]
-        for share in SHARES:
-            made = torch.cat([sampled(shards, each, partners(each, subject.prompted), share) for each in ends])
-            yield {"what": "between", "method": name, "share": share, **figures(subject.pictures(made), known)}
+        made = torch.cat([sampled(shards, each, partners(each, subject.prompted), HALF) for each in ends])
+        pictures = subject.pictures(made)
+        # Of the same pairs of images, so what they share does not blur by how much methods differ.
+        apart = {other: error(means(pictures), means(known), means(each)) for other, each in beside.items()}
+        beside[name] = pictures
+        yield {"what": "between", "method": name, "share": HALF, **figures(pictures, known), "apart": apart}
         if method is not None:
             yield from self_interpolated(shards, name, ends[0], known)
 
@@ -87,10 +91,17 @@ def means(x: torch.Tensor) -> np.ndarray:
     return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1).double().numpy()
 
 
-def error(a: np.ndarray, b: np.ndarray) -> float:
-    """Standard error of their distance: that of DRAWS bootstrap samples of the first."""
+def error(a: np.ndarray, b: np.ndarray, other: np.ndarray | None = None) -> float:
+    """Standard error of the distance of a to b, or of how much larger it is than the other's: DRAWS bootstrap samples.
+
+    A sample takes the same images of both.
+    """
     random = np.random.default_rng(DRAWS)
-    return float(np.std([frechet(a[random.integers(0, len(a), len(a))], b) for _ in range(DRAWS)], ddof=1))
+    found = []
+    for _ in range(DRAWS):
+        drawn = random.integers(0, len(a), len(a))
+        found.append(frechet(a[drawn], b) - (0.0 if other is None else frechet(other[drawn], b)))
+    return float(np.std(found, ddof=1))
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.accuracy.sections import table
 from benchmarks.claims import easyinv, taba
 from benchmarks.claims.stated import Claim, Rows
+from benchmarks.markdown import table
 from invfast.analysis.page import STYLE, number
 
 PAPERS = {
@@ -82,7 +82,7 @@ def shown(study: str, rows: Rows) -> str:
     kinds = dict.fromkeys((row["model"], row.get("what", "")) for row in rows if row["study"] == study)
     for model, what in kinds:
         own = [row for row in rows if (row["study"], row["model"], row.get("what", "")) == (study, model, what)]
-        skipped = ("study", "model", "what", "each", "machine", "versions", "commit")
+        skipped = ("study", "model", "what", "each", "apart", "machine", "versions", "commit")
         names = [name for name in dict.fromkeys(name for row in own for name in row) if name not in skipped]
         cells = [[_cell(row.get(name)) for name in names] for row in own]
         parts.append(f"{' '.join(each for each in (study, model, what) if each)}\n\n{table(names, cells)}")

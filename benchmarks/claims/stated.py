@@ -79,7 +79,7 @@ def distances(rows: Rows, *methods: str) -> Values:
     """Frechet distances half way of two methods, and by how much the first is above the second."""
     found = [one(rows, method=method, what="between", share=1 / 2) for method in methods]
     off = found[0]["frechet"] - found[1]["frechet"]
-    error = math.hypot(*(row["frechet_error"] for row in found))
+    error = next(row["apart"][name] for row, name in zip(found, methods[::-1], strict=True) if name in row["apart"])
     values = {method: row["frechet"] for method, row in zip(methods, found, strict=True)}
     return values | {DIFFERENCE: off, ERROR: error}
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks.accuracy import sections
+from benchmarks import markdown
 from benchmarks.accuracy.store import Row
 
 
@@ -50,7 +50,7 @@ def table(found: Sequence[Row], missing: Mapping[str, str]) -> str:
         cells.setdefault((row["editor"], row["inversion"]), []).append(row)
     lines = [_line(cell, group, missing) for cell, group in cells.items()]
     head = ["editor", "inversion", "images", "errors", *(column.head for column in COLUMNS.values())]
-    parts = [sections.table(head, lines), _said(found)]
+    parts = [markdown.table(head, lines), _said(found)]
     if missing:
         parts.append("\n".join(f"- {name}: {why}" for name, why in missing.items()))
     errors = Counter(row["error"] for row in found if "error" in row)

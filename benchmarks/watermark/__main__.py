@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import report, rows
+from benchmarks import markdown, rows
+from benchmarks.markdown import DOCS
 from benchmarks.watermark import measure
 from benchmarks.watermark.report import picture, tables
 from invfast.files import write_atomically
@@ -25,9 +26,8 @@ def main() -> None:
     if parser.parse_args().command == "run":
         measure.run(FILE)
     found = measure.wanted(measure.read(FILE))
-    docs = report.ROOT / "docs"
-    report.write(docs / "watermark.md", "watermark", f"{tables(found)}")
-    write_atomically(docs / "watermark.png", picture(found))
+    markdown.write(DOCS / "watermark.md", "watermark", f"{tables(found)}")
+    write_atomically(DOCS / "watermark.png", picture(found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from PIL import Image
 
 from invfast.batch.inverting import Invert, stats_of
 from invfast.batch.task import Result, Run
+from invfast.images import Frame
 from invfast.watermark import Key, detect, fingerprint_of
 from invfast.watermark.detecting import keys_of
 
@@ -35,8 +36,8 @@ class Detect:
         object.__setattr__(self, "keys", keys_of(self.keys))
 
     @property
-    def size(self) -> int | None:
-        return self.invert.size
+    def frame(self) -> Frame | None:
+        return self.invert.frame
 
     def configuration(self) -> dict[str, Any]:
         """Raises ValueError where the method is none."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from invfast import api, loading
 from invfast.batch.task import Result, Run
+from invfast.images import Frame
 from invfast.inversion import Inversion
 from invfast.methods import spelling
 
@@ -25,11 +26,13 @@ class Invert:
         method: as on a command line, see `methods.spelling`.
         steps: of the grid.
         guidance: guidance scale.
-        size: side to resize to; None keeps the images' own, and runs those of one size together.
+        size: (width, height) in pixels, or the side of a square; None keeps the images' own, and runs those of one size
+            together.
         dtype: the network's, by name; None is the pipeline's.
         seed: for methods that draw noise; every image has noise of its own, by its id.
         device: None is cuda where there is one.
         runtime: where the network runs.
+        fit: how images come to that size, see `images.Frame`.
         config: of a model that is a single file: a folder or hub id of a diffusers pipeline of its kind.
 
     Device and runtime are no part of the ids: a run that was begun on one machine goes on on another.
@@ -39,16 +42,22 @@ class Invert:
     method: str = "auto"
     steps: int = 50
     guidance: float = 1.0
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
     dtype: str | None = None
     seed: int = 23530
     device: str | None = None
     runtime: str = "auto"
+    fit: str = "crop"
     config: str = ""
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:  # images are resized before `invert` sees them
-            raise ValueError(f"size must be at least 1, got {self.size}")
+        _ = self.frame  # refused here, not at the first image
+
+    @property
+    def frame(self) -> Frame | None:
+        if self.size is None:
+            return None
+        return Frame(*((self.size, self.size) if isinstance(self.size, int) else self.size), self.fit)
 
     def configuration(self) -> dict[str, Any]:
         """Raises ValueError where the method is none."""
@@ -59,7 +68,7 @@ class Invert:
             "method": repr(spelling.parse(self.method)),
             "steps": self.steps,
             "guidance": float(self.guidance),
-            "size": self.size,
+            "size": None if self.frame is None else [*self.frame.size, self.fit],
             "dtype": self.dtype,
             "seed": self.seed,
         }
@@ -88,8 +97,8 @@ class Invert:
             "method": spelling.parse(self.method),
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
-            "height": self.size,
-            "width": self.size,
+            "height": self.frame and self.frame.height,
+            "width": self.frame and self.frame.width,
             "dtype": self.dtype,
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
             "runtime": self.runtime,

@@ -27,7 +27,7 @@ class Local:
         worker.ready()
         most = 2 * max(len(chunk.items) for chunk in chunks)
         items = (item for chunk in chunks for item in chunk.items)
-        pictures = ahead(partial(decode, size=worker.task.size), items, most, THREADS)
+        pictures = ahead(partial(decode, frame=worker.task.frame), items, most, THREADS)
         try:
             for chunk in chunks:
                 yield worker(chunk, list(islice(pictures, len(chunk.items))))

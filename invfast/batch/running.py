@@ -135,7 +135,7 @@ def run(
         book = _Book(at, log)
         try:
             asked = [(each, _prompt(each, prompts or {}, prompt)) for each in mine]
-            items = plan.merged(book.items(_scanned(asked, configuration, task.size), stop, check))
+            items = plan.merged(book.items(_scanned(asked, configuration, task.frame), stop, check))
             todo = book.less_known(items, index.read(folder), retry)
             most = plan.fitting(int(task.memory() * runner.share)) if batch is None else lambda size: batch
             worker = Worker(task, folder, stop=stop, proven=at.before > 0, check=check)
@@ -194,7 +194,7 @@ class _Book:
 
 
 def _scanned(
-    asked: Iterable[tuple[Entry, str]], configuration: Mapping[str, Any], size: int | None
+    asked: Iterable[tuple[Entry, str]], configuration: Mapping[str, Any], frame: images.Frame | None
 ) -> Iterator[Item | Row]:
     """An item an entry and prompt, or a row that says why it is none; read in threads."""
 
@@ -207,7 +207,7 @@ def _scanned(
             own = images.size_of(content, entry.name)
         except (MemoryError, OSError, ValueError) as error:
             return index.of_names({"id": ident, "prompt": prompt, "error": said(error)}, [entry.name])[0]
-        return Item(ident, (entry.name,), entry, prompt, own if size is None else (size, size), digest)
+        return Item(ident, (entry.name,), entry, prompt, own if frame is None else frame.size, digest)
 
     yield from ahead(scan, asked, 4 * THREADS, THREADS)
 

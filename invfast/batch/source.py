@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from invfast.batch import parquet
+from invfast.images import ENDINGS
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 TABLES = (".txt", ".csv", ".jsonl", ".parquet")
 IMAGE, PROMPT = ("image", "file_name"), ("prompt", "text")
 """Columns of a table, either name will do; the second is what data sets on the hub call it."""

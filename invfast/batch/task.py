@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from invfast.images import Frame
+
 Run = Callable[[Sequence[Image.Image], Sequence[str], Sequence[int]], Sequence["Result"]]
 """Images of one size (RGB), their prompts and their seeds -> one result an image, which depends on nothing else."""
 
@@ -31,8 +33,9 @@ class Result:
 class Task(Protocol):
     """A frozen dataclass of plain settings, so that it travels to other processes."""
 
-    size: int | None
-    """Side that images are resized to, None for their own."""
+    @property
+    def frame(self) -> Frame | None:
+        """What size images come to and how, None for their own."""
 
     def configuration(self) -> dict[str, Any]:
         """Plain values: all that a result depends on beside the image and its prompt. Ids are made of it."""

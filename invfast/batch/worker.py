@@ -75,7 +75,7 @@ class Worker:
         """
         run, items = self.ready(), chunk.items
         if decoded is None:
-            decoded = list(ahead(partial(decode, size=self.task.size), items, len(items), 4))
+            decoded = list(ahead(partial(decode, frame=self.task.frame), items, len(items), 4))
         began = time.perf_counter()
         found: list[Result | Exception] = [each for each in decoded if isinstance(each, Exception)]
         if self.stop and found:
@@ -109,7 +109,7 @@ class Worker:
         return found
 
 
-def decode(item: Item, size: int | None) -> Decoded:
+def decode(item: Item, frame: images.Frame | None) -> Decoded:
     """An image as a task takes it, at its size; or what went wrong."""
     name = item.names[0]
     try:
@@ -117,7 +117,7 @@ def decode(item: Item, size: int | None) -> Decoded:
         if hashlib.sha256(content).hexdigest() != item.content:
             raise ValueError(f"image {name!r} was changed while this ran; run it again")
         image = images.decode(content, name)
-        return image if size is None else images.resized(image, size, size)
+        return image if frame is None else frame(image)
     except (MemoryError, OSError, ValueError) as error:
         return error
 

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invfast.cli import terminal
+from invfast.cli import asked, terminal
 
 if TYPE_CHECKING:
     from invfast.inversion import Inversion
 
-Images = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.", show_default=False)]
+Images = Annotated[
+    list[Path], typer.Argument(help="PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or HEIC files.", show_default=False)
+]
 Model = Annotated[
     str,
     typer.Option(help="Folder of a diffusers pipeline, a .safetensors file, or a hub id. (default: the bundled one)"),
@@ -31,9 +33,8 @@ Config = Annotated[
     str,
     typer.Option(help="Of a --model that is a single file: a folder or hub id of a diffusers pipeline of its kind."),
 ]
-Steps = Annotated[int, typer.Option(help="Steps of the grid.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the grid.")]
 Prompts = Annotated[list[str], typer.Option("--prompt", help="What the images show; once for all, or once an image.")]
-Size = Annotated[int | None, typer.Option(help="Side to resize to, in pixels. (default: the images' own)")]
 Guidance = Annotated[float, typer.Option(help="Guidance scale; inversion wants 1.")]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16, float16, float64, or int8 on openvino. (default: the model's)")
@@ -107,6 +108,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             with terminal.spoken(-1 if quiet else verbose, log_file):
                 terminal.note(" ".join(sys.argv), shown=False)
                 _ended(function, args, kwargs)
+        except typer.Exit:  # a RuntimeError, and said already
+            raise
         except FAILURES as error:  # the log file's own
             terminal.error(f"error: {error}")
             raise typer.Exit(1) from None
@@ -122,6 +125,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 def _ended(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Runs a command to its end, whichever that is."""
     try:
+        asked.check(kwargs)
         function(*args, **kwargs)
     except (KeyboardInterrupt, *FAILURES) as error:
         # An import that Ctrl-C broke off may say so as an error of its own.
@@ -133,8 +137,15 @@ def _ended(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, 
             raise
         if os.environ.get("INVFAST_TRACEBACK"):
             raise
-        terminal.error(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        terminal.error(f"error: {_said(error)}")
         raise typer.Exit(1) from None
+
+
+def _said(error: BaseException) -> str:
+    """Its message alone: a KeyError's has quotes around it, an OSError's its number in front."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return error.strerror
+    return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
 def one_each(given: Sequence[str], images: list[Path]) -> list[str]:
@@ -150,6 +161,8 @@ def suffix_of(path: Path, known: Sequence[str], what: str = "pictures") -> str:
         kinds = " or ".join(each[1:].upper() for each in known)
         ends = " or ".join(known)
         raise ValueError(f"{what} are written as {kinds}; {str(path)!r} does not end in {ends}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it")
     return path.suffix.lower()
 
 
@@ -176,6 +189,7 @@ def load_model(model: str, device: str | None, config: str = "") -> Any:
 def load_model_of(inversions: Mapping[Path, Inversion], model: str | None, device: str | None, config: str = "") -> Any:
     """The model of inversions, by their files: the one asked for, else the one that they name, said in a note."""
     from invfast import loading
+    from invfast.provenance import BUNDLED
 
     if model is not None:
         return load_model(model, device, config)
@@ -185,7 +199,7 @@ def load_model_of(inversions: Mapping[Path, Inversion], model: str | None, devic
         raise ValueError(f"the inversions were made with different models: {said}; pass --model")
     ((name, file),) = named.items()
     found = loading.named_by(name, file)
-    if name is not None:
+    if found not in ("", f"{BUNDLED}emoji64"):  # the default everywhere else is no news
         terminal.note(f"model {name}, as {file} says; --model takes another")
     return load_model(found, device, config)
 

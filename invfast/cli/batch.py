@@ -22,7 +22,6 @@ from invfast.cli.base import (
     Model,
     Runtime,
     Seed,
-    Size,
     Steps,
     announce,
     check_stop,
@@ -30,6 +29,7 @@ from invfast.cli.base import (
     result,
     stop_on,
 )
+from invfast.cli.frames import FitTo, Size, frame_of
 
 if TYPE_CHECKING:
     from invfast.batch import Progress as At
@@ -97,6 +97,7 @@ def batch(
     steps: Steps = 50,
     guidance: Guidance = 1.0,
     size: Size = None,
+    fit: FitTo = None,
     dtype: Dtype = None,
     seed: Seed = 23530,
     device: Device = None,
@@ -113,7 +114,10 @@ def batch(
     if engine is Engine.local and (address is not None or actors > 1 or gpus):
         raise typer.BadParameter("--address, --actors and --gpus are of --engine ray")
     stop_on("SIGTERM", "SIGHUP")
-    task: Task = engines.Invert(model, method, steps, guidance, size, dtype, seed, device, runtime, config)
+    frame = None if keys and size is None else frame_of(model, size, fit)  # keys are for a size of their own
+    own = {} if frame is None else {"size": frame.size, "fit": frame.fit}
+    how = {"dtype": dtype, "seed": seed, "device": device, "runtime": runtime, "config": config, **own}
+    task: Task = engines.Invert(model, method, steps, guidance, **how)
     if keys:
         from invfast.watermark import load_key
 
@@ -191,7 +195,7 @@ def _tell(at: At) -> None:
     """What a reader should know beside the result."""
     if at.left:
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(at.left.items()))
-        terminal.note(f"left out, for they are no PNG, JPEG or WebP: {kinds}")
+        terminal.note(f"left out, for they are no images: {kinds}")
     for name, error in list(at.errors.items())[:SHOWN]:
         terminal.error(f"failed: {name}: {error}")
     if at.failed > SHOWN:

@@ -18,7 +18,6 @@ from invfast.cli.base import (
     Model,
     Prompts,
     Runtime,
-    Size,
     Source,
     Steps,
     guarded,
@@ -30,6 +29,7 @@ from invfast.cli.base import (
     suffix_of,
     write,
 )
+from invfast.cli.frames import FitTo, Size, frame_of
 
 NAMES = "ddim,easyinv,warm_start,anderson,auto"
 
@@ -88,6 +88,7 @@ def compare(
     steps: Steps = 50,
     prompt: Prompts = ("",),
     size: Size = None,
+    fit: FitTo = None,
     cell: Cell = 96,
     error_map: Annotated[bool, typer.Option("--error-map", help="Also show where reconstructions are off.")] = False,
     table: Annotated[Path | None, typer.Option(help="Also write the figures (.csv, .tex).", show_default=False)] = None,
@@ -108,6 +109,8 @@ def compare(
     figures.check_cell(cell)
     prompts = one_each(prompt, images)
     pictures = [load(path) for path in images]
+    frame = frame_of(model, size, fit, (picture.size for picture in pictures))
+    pictures = pictures if frame is None else [frame(picture) for picture in pictures]
     pipe = load_model(model, device, config)
     with terminal.progress(pipe, "comparing", 2 * len(chosen)):  # up and down
         found = run(
@@ -119,8 +122,8 @@ def compare(
             cell=cell,
             error_map=error_map,
             num_inference_steps=steps,
-            height=size,
-            width=size,
+            height=frame and frame.height,
+            width=frame and frame.width,
             dtype=dtype,
             runtime=runtime,
             callback_on_step_end=stop_if_asked,

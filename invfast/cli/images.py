@@ -20,7 +20,6 @@ from invfast.cli.base import (
     Prompts,
     Runtime,
     Seed,
-    Size,
     Source,
     Steps,
     guarded,
@@ -32,6 +31,7 @@ from invfast.cli.base import (
     suffix_of,
     write,
 )
+from invfast.cli.frames import FitTo, Size, frame_of
 
 
 @guarded
@@ -50,6 +50,7 @@ def invert(
     prompt: Prompts = ("",),
     guidance: Guidance = 1.0,
     size: Size = None,
+    fit: FitTo = None,
     encode: Annotated[
         str, typer.Option(help="How images become latents: encoder, or decoder, for pictures the model made.")
     ] = "encoder",
@@ -74,22 +75,23 @@ def invert(
     targets = _targets(images, output)
     prompts = one_each(prompt, images)
     sizes = [load(path).size for path in images]  # bad files are known before the model is loaded
+    frame = frame_of(model, size, fit, sizes)
     pipe = load_model(model, device, config)
     rows = []
     output.mkdir(parents=True, exist_ok=True)
-    runs = list(_batches(sizes if size is None else [(size, size)] * len(sizes), batch))
+    runs = list(_batches(sizes if frame is None else [frame.size] * len(sizes), batch))
     with terminal.progress(pipe, "inverting", len(runs)):
         for run in runs:
             inversion = invfast.invert(
                 pipe,
-                [load(path) for path in images[run]],
+                [load(path) if frame is None else frame(load(path)) for path in images[run]],
                 prompts[run],
                 method=chosen,
                 num_inference_steps=steps,
                 strength=strength,
                 guidance_scale=guidance,
-                height=size,
-                width=size,
+                height=frame and frame.height,
+                width=frame and frame.width,
                 encode=encode,
                 dtype=dtype,
                 generator=[torch.Generator().manual_seed(seed) for _ in images[run]],
@@ -159,6 +161,8 @@ def _batches(sizes: list[tuple[int, int]], batch: int) -> Iterator[slice]:
 
 
 def _targets(images: list[Path], output: Path) -> list[Path]:
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{str(output)!r} is a file; name a folder, each image has a file of its own in it")
     targets = [output / f"{path.stem}.safetensors" for path in images]
     if len(set(targets)) < len(targets):
         raise ValueError("two images share a file name without its ending; their results would overwrite each other")

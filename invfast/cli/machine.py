@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from invfast.cli.base import Config, Device, Dtype, Guidance, Json, Model, Runtime, guarded, load_model, result
+from invfast.cli.frames import Side
 
 
 @guarded
@@ -24,7 +25,7 @@ def export(
     model: Model = "",
     config: Config = "",
     runtime: Runtime = "auto",
-    size: Annotated[int, typer.Option(help="Side of the images, in pixels.")] = 512,
+    size: Side = "512",
     batch: Annotated[int, typer.Option(min=1, help="Images run at once.")] = 1,
     guidance: Guidance = 1.0,
     dtype: Dtype = None,
@@ -40,8 +41,8 @@ def export(
 
     found = invfast.prepare(
         load_model(model, device, config),
-        height=size,
-        width=size,
+        height=size[1],
+        width=size[0],
         batch_size=batch,
         guidance_scale=guidance,
         runtime=runtime,

@@ -25,6 +25,8 @@ OLD_NEWS = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
 CALL_HANDLERS = logging.Logger.callHandlers
 OTHERS = ("diffusers", "transformers")
 """Libraries whose messages do not reach the root logger."""
+OF_THE_MACHINE = ("matplotlib",)
+"""Libraries whose warnings are never of a run: where they keep their fonts."""
 
 
 class _Voice:
@@ -182,8 +184,9 @@ def _opened(path: Path) -> logging.Handler:
 
 def _called(logger: logging.Logger, record: logging.LogRecord) -> None:
     """`Logger.callHandlers`, but for what other libraries say while they are imported and load a model."""
-    own = record.name.partition(".")[0] == "invfast"
-    if own or not _Voice.loading or record.levelno > logging.WARNING:
+    library = record.name.partition(".")[0]
+    hidden = _Voice.loading or (_Voice.level < 1 and library in OF_THE_MACHINE)
+    if library == "invfast" or not hidden or record.levelno > logging.WARNING:
         CALL_HANDLERS(logger, record)
     elif _Voice.file is not None:
         _Voice.file.handle(record)

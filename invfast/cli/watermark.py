@@ -113,7 +113,7 @@ def embed(
 def detect(
     images: Annotated[
         list[Path],
-        typer.Argument(help="PNG, JPEG or WebP files, or what `invfast invert` saved.", show_default=False),
+        typer.Argument(help="Images, or what `invfast invert` saved.", show_default=False),
     ],
     keys: Annotated[list[Path], typer.Option("--key", help="A key's file; several to find out whose it is.")],
     model: Model = "",

@@ -52,6 +52,10 @@ PROMPTS = {
 }
 
 
+SIZES = {"emoji64": 64, "emoji64-flow": 64, "emoji32": 32}
+"""Side in pixels of what each bundled pipeline was trained on, by the name of its folder; the first is the default."""
+
+
 class Sample(NamedTuple):
     """A 64 px RGB image and the caption the model knows it by."""
 

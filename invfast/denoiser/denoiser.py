@@ -216,9 +216,15 @@ def _dtype(asked: torch.dtype | str | None, network: Reading, device: torch.devi
     if asked is None:
         half = network.dtype == torch.float16
         return torch.float32 if half and slow and not network.as_it_is else network.dtype
+    dtype = dtype_of(asked)
+    if dtype == torch.float16 and slow:
+        warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16")
+    return dtype
+
+
+def dtype_of(asked: torch.dtype | str) -> torch.dtype:
+    """A dtype by name; ValueError where networks are not run in it."""
     dtype = DTYPES.get(asked) if isinstance(asked, str) else asked
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {asked!r}; expected one of {', '.join(DTYPES)}")
-    if dtype == torch.float16 and slow:
-        warn("float16 on a CPU is slow and overflows easily; prefer float32 or bfloat16")
     return dtype

@@ -86,7 +86,7 @@ def resolve(
         name, why = "openvino", "it alone computes in int8"
     if name == "auto":
         return _auto(device, dtype, free, parameters, opaque, identity, refused or {})
-    runtime = _named(name) if isinstance(name, str) or not hasattr(name, "prepare") else name
+    runtime = named(name) if isinstance(name, str) or not hasattr(name, "prepare") else name
     reason = runtime.unavailable()
     if reason:
         raise RuntimeError(f"runtime {runtime.name!r} is unavailable: {reason}")
@@ -103,7 +103,7 @@ def ahead_of_time(name: str, capability: int) -> Runtime:
     Raises:
         ValueError: the name is unknown, or that runtime builds for the machine it is on.
     """
-    runtime = _named(name)
+    runtime = named(name)
     if not isinstance(runtime, TensorRT):
         raise ValueError(
             f"runtime {name!r} does not build for another machine's GPU; expected 'tensorrt_rtx', or no capability"
@@ -111,7 +111,8 @@ def ahead_of_time(name: str, capability: int) -> Runtime:
     return runtime.ahead_of_time(capability)
 
 
-def _named(name: str) -> Runtime:
+def named(name: str) -> Runtime:
+    """One of RUNTIMES; ValueError where there is none of this name."""
     if not isinstance(name, str) or name not in RUNTIMES:
         raise ValueError(f"unknown runtime {name!r}; expected 'auto' or one of {', '.join(map(repr, RUNTIMES))}")
     return RUNTIMES[name]
