@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +33,10 @@ MEANING = {
     "numerics": "torch's numeric settings (TF32, reduced precision) are",
 }
 
+BUNDLED = "invfast:"
+"""How the name of a bundled pipeline begins, "invfast:emoji64"; no hub id has a colon."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
 
 def record(model: Adapter, grid: Schedule, method: Method, condition: Condition) -> dict[str, Any]:
     """Plain values that say how an inversion is made; taken before it runs, so that nothing here can lose a run.
@@ -38,6 +45,7 @@ def record(model: Adapter, grid: Schedule, method: Method, condition: Condition)
     """
     return {
         "pipeline": type(model.pipe).__name__,
+        "model": name_of(model.pipe),
         "schedule": grid.digest,
         **{f"schedule.{name}": value for name, value in grid.origin.items()},
         "method": repr(method),
@@ -73,6 +81,24 @@ def requantised(made_with: Mapping[str, Any], model: Adapter) -> bool:
     """Whether the int8 network that ran is another than the inversion's: other ranges, or made by other versions."""
     then, now = made_with.get("quantised"), model.denoiser.quantised
     return None not in (then, now) and then != now
+
+
+def name_of(pipe: Any) -> str | None:
+    """Where a pipeline was loaded from: a bundled one's name, a folder or file as an absolute path, or a hub id.
+
+    None where it does not say, as one that was put together from parts.
+    """
+    try:
+        name = pipe.config["_name_or_path"]
+        if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
+            return None
+        path, bundled = Path(os.path.abspath(name)), Path(__file__).parent / "demo"
+        if path.parent == bundled:
+            return f"{BUNDLED}{path.name}"
+        local = os.path.isabs(name) or path.exists()
+        return str(path) if local else str(name) if HUB_ID.fullmatch(str(name)) else None
+    except Exception:  # a pipeline may be anything; its name is a convenience that loses no run
+        return None
 
 
 def _digests(model: Adapter, condition: Condition) -> dict[str, Any]:

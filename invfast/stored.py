@@ -161,6 +161,7 @@ def _check_records(inversion: Inversion) -> None:
         each = inversion.conditions.get(name)
         if each is not None and not (plain.fits(each, kind) and len(each) == len(x)):
             raise ValueError(f"{name} must be {kind} of {len(x)}, got {plain.shown(each)}")
+    plain.check(inversion.provenance.get("model"), str | None, "provenance model")
     for name in DIGESTS:
         each = inversion.provenance.get(name)
         if each is not None and not (plain.fits(each, list[str]) and len(each) == len(x)):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,34 @@ def test_invert_and_reconstruct(tmp_path):
     assert Inversion.load(tmp_path / "noise" / "peach.safetensors").prompt == ["noto peach"]
     report = result(inside("reconstruct", "noise/peach.safetensors", "-o", "new/peach.png", "--json", cwd=tmp_path))
     assert Image.open(tmp_path / report["image"]).size == (64, 64)
+
+
+def test_info(tmp_path):
+    args = ("--method", "ddim", "--steps", 3, "--prompt", "noto peach")
+    inside("invert", PEACH, "-o", "noise", *args, cwd=tmp_path)
+    inside("watermark", "key", "-o", "key.json", cwd=tmp_path)
+    (tmp_path / "in").mkdir()
+    shutil.copy(PEACH, tmp_path / "in" / "peach.png")
+    inside("batch", "in", "-o", "out", "--method", "ddim", "--steps", 1, cwd=tmp_path)
+    files = ("noise/peach.safetensors", "key.json", "in/peach.png", "out")
+    found = {row["file"]: row for row in result(inside("info", *files, "--json", cwd=tmp_path))["files"]}
+    inversion = found["noise/peach.safetensors"]
+    wanted = {"kind": "inversion", "latents": [1, 4, 16, 16], "prompt": ["noto peach"], "steps": 3, "guidance": 1.0}
+    assert wanted.items() <= inversion.items()
+    assert (inversion["model"], inversion["evaluations"]) == ("invfast:emoji64", [3])
+    assert (found["in/peach.png"]["width"], found["out"]["done"], found["out"]["failed"]) == (64, 1, {})
+    secret = json.loads((tmp_path / "key.json").read_text())["secret"]
+    text = inside("info", *files, cwd=tmp_path).stdout
+    assert "kind: key, gaussian_shading" in text
+    assert secret not in text
+    for name, message in (
+        ("none.png", "does not exist"),
+        (".", "is no folder of results"),
+        ("a.txt", "is none of what"),
+    ):
+        (tmp_path / "a.txt").touch()
+        done = inside("info", name, cwd=tmp_path)
+        assert (done.returncode, message in done.stderr) == (1, True), done.stderr
 
 
 def test_edit(tmp_path):

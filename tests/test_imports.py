@@ -98,7 +98,7 @@ ALLOWED = {
         "rows",
         "schedule",
     },
-    "loading": {"arguments", "demo", "digests"},
+    "loading": {"arguments", "demo", "digests", "provenance"},
     "batch": {"api", "files", "images", "inversion", "loading", "methods", "plain", "watermark"},
     "watermark": {
         *("adapters", "ambient", "analysis", "api", "arguments", "files", "grids", "inversion", "methods", "plain"),
@@ -108,7 +108,13 @@ ALLOWED = {
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
     "cli": {
-        *("adapters", "arguments", "denoiser", "schedule"),  # what they refuse, asked before a model is loaded
+        *(
+            "adapters",
+            "arguments",
+            "denoiser",
+            "provenance",
+            "schedule",
+        ),  # what they refuse
         *("", "analysis", "batch", "compare", "demo", "doctor", "editing", "figures", "files", "images", "inversion"),
         *("loading", "methods", "runtimes", "tables", "watermark"),
     },

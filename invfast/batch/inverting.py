@@ -22,7 +22,7 @@ class Invert:
     """Each image's inversion, as `invert` with these settings finds it.
 
     Args:
-        model: "" for the bundled pipeline, a folder, or a hub id.
+        model: "" for the bundled pipeline, a folder, a .safetensors file, or a hub id.
         method: as on a command line, see `methods.spelling`.
         steps: of the grid.
         guidance: guidance scale.
@@ -33,6 +33,7 @@ class Invert:
         device: None is cuda where there is one.
         runtime: where the network runs.
         fit: how images come to that size, see `images.Frame`.
+        config: of a model that is a single file: a folder or hub id of a diffusers pipeline of its kind.
 
     Device and runtime are no part of the ids: a run that was begun on one machine goes on on another.
     """
@@ -47,6 +48,7 @@ class Invert:
     device: str | None = None
     runtime: str = "auto"
     fit: str = "crop"
+    config: str = ""
 
     def __post_init__(self) -> None:
         _ = self.frame  # refused here, not at the first image
@@ -62,7 +64,7 @@ class Invert:
         return {
             "task": "invert",
             "model": self.model,
-            "files": loading.digest(self.model),
+            "files": loading.digest(self.model, self.config),
             "method": repr(spelling.parse(self.method)),
             "steps": self.steps,
             "guidance": float(self.guidance),
@@ -85,7 +87,7 @@ class Invert:
 
     def load(self) -> Any:
         """The pipeline."""
-        pipe = loading.load(self.model, self.device)
+        pipe = loading.load(self.model, self.device, self.config)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

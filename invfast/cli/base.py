@@ -8,20 +8,31 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from invfast.cli import asked, terminal
 
+if TYPE_CHECKING:
+    from invfast.inversion import Inversion
+
 Images = Annotated[
     list[Path], typer.Argument(help="PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or HEIC files.", show_default=False)
 ]
-Model = Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or a hub id. (default: the bundled model)")]
+Model = Annotated[
+    str,
+    typer.Option(help="Folder of a diffusers pipeline, a .safetensors file, or a hub id. (default: the bundled one)"),
+]
+Source = Annotated[str | None, typer.Option("--model", help="As of `invfast invert`. (default: what the file names)")]
+Config = Annotated[
+    str,
+    typer.Option(help="Of a --model that is a single file: a folder or hub id of a diffusers pipeline of its kind."),
+]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the grid.")]
 Prompts = Annotated[list[str], typer.Option("--prompt", help="What the images show; once for all, or once an image.")]
 Guidance = Annotated[float, typer.Option(help="Guidance scale; inversion wants 1.")]
@@ -163,16 +174,34 @@ def write(path: Path, content: bytes) -> None:
     write_atomically(path, content)
 
 
-def load_model(model: str, device: str | None) -> Any:
+def load_model(model: str, device: str | None, config: str = "") -> Any:
     """`loading.load`, quietly; how far a pass is `terminal.progress` shows, not the pipeline's own bar."""
     from invfast import loading
 
     announce(model)
-    pipe = loading.load(model, device)
+    pipe = loading.load(model, device, config)
     terminal.loaded()
     check_stop()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def load_model_of(inversions: Mapping[Path, Inversion], model: str | None, device: str | None, config: str = "") -> Any:
+    """The model of inversions, by their files: the one asked for, else the one that they name, said in a note."""
+    from invfast import loading
+    from invfast.provenance import BUNDLED
+
+    if model is not None:
+        return load_model(model, device, config)
+    named = {each.provenance.get("model"): file for file, each in inversions.items()}
+    if len(named) > 1:
+        said = " and ".join(f"{str(file)!r} names {name!r}" for name, file in named.items())
+        raise ValueError(f"the inversions were made with different models: {said}; pass --model")
+    ((name, file),) = named.items()
+    found = loading.named_by(name, file)
+    if found not in ("", f"{BUNDLED}emoji64"):  # the default everywhere else is no news
+        terminal.note(f"model {name}, as {file} says; --model takes another")
+    return load_model(found, device, config)
 
 
 def announce(model: str) -> None:
@@ -180,9 +209,11 @@ def announce(model: str) -> None:
     import diffusers
     import transformers
 
+    from invfast.provenance import HUB_ID
+
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    if model and not Path(model).exists():
+    if HUB_ID.fullmatch(model) and not Path(model).exists():
         terminal.note(f"loading {model} from the hub or its cache")
         if not terminal.console().is_terminal:
             from huggingface_hub.utils import disable_progress_bars

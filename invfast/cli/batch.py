@@ -14,6 +14,7 @@ import typer
 
 from invfast.cli import terminal
 from invfast.cli.base import (
+    Config,
     Device,
     Dtype,
     Guidance,
@@ -91,6 +92,7 @@ def batch(
         ),
     ] = None,
     model: Model = "",
+    config: Config = "",
     method: Annotated[str, typer.Option(help="auto, ddim, ... or with settings, auto(budget=1.2).")] = "auto",
     steps: Steps = 50,
     guidance: Guidance = 1.0,
@@ -114,7 +116,7 @@ def batch(
     stop_on("SIGTERM", "SIGHUP")
     frame = None if keys and size is None else frame_of(model, size, fit)  # keys are for a size of their own
     own = {} if frame is None else {"size": frame.size, "fit": frame.fit}
-    how = {"dtype": dtype, "seed": seed, "device": device, "runtime": runtime, **own}
+    how = {"dtype": dtype, "seed": seed, "device": device, "runtime": runtime, "config": config, **own}
     task: Task = engines.Invert(model, method, steps, guidance, **how)
     if keys:
         from invfast.watermark import load_key

@@ -9,6 +9,7 @@ import typer
 from invfast.cli import edits, figures, images, machine
 from invfast.cli.analyze import analyze
 from invfast.cli.batch import batch
+from invfast.cli.info import info
 from invfast.cli.watermark import watermark
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ COMMANDS = (
     figures.compare,
     analyze,
     batch,
+    info,
     machine.doctor,
     machine.export,
 )

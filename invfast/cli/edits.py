@@ -9,13 +9,14 @@ import typer
 
 from invfast.cli import terminal
 from invfast.cli.base import (
+    Config,
     Device,
     Dtype,
     Json,
-    Model,
     Runtime,
+    Source,
     guarded,
-    load_model,
+    load_model_of,
     result,
     stop_if_asked,
     suffix_of,
@@ -28,7 +29,8 @@ def edit(
     file: Annotated[Path, typer.Argument(help="What `invfast invert` saved.", show_default=False)],
     prompt: Annotated[str, typer.Option(help="What the image is to show.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write (.png).")],
-    model: Model = "",
+    model: Source = None,
+    config: Config = "",
     method: Annotated[
         str, typer.Option(help="prompt, prompt_to_prompt, masactrl, direct, flow_edit (rectified flow).")
     ] = "prompt",
@@ -50,7 +52,7 @@ def edit(
     suffix = suffix_of(output, (".png",))
     chosen, white = editing.resolve(method), None if mask is None else editing.read_mask(mask, 1)
     inversion = invfast.Inversion.load(file)
-    pipe = load_model(model, device)
+    pipe = load_model_of({file: inversion}, model, device, config)
     with terminal.progress(pipe, "editing"):
         found = invfast.edit(
             pipe,

@@ -10,6 +10,7 @@ import typer
 from invfast.cli import terminal
 from invfast.cli.base import (
     Cell,
+    Config,
     Device,
     Dtype,
     Images,
@@ -17,9 +18,11 @@ from invfast.cli.base import (
     Model,
     Prompts,
     Runtime,
+    Source,
     Steps,
     guarded,
     load_model,
+    load_model_of,
     one_each,
     result,
     stop_if_asked,
@@ -38,7 +41,8 @@ def interpolate(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A strip (.png, .pdf, .svg), a .gif, or a folder for single PNGs.")
     ],
-    model: Model = "",
+    model: Source = None,
+    config: Config = "",
     count: Annotated[int, typer.Option("-n", "--count", help="Pictures, both ends among them.")] = 7,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. (default: the inversions')")] = None,
     cell: Cell = None,
@@ -54,7 +58,7 @@ def interpolate(
 
     suffix = suffix_of(output, (*SUFFIXES, MOVING)) if output.suffix else ""
     a, b = (invfast.Inversion.load(path) for path in (first, second))
-    pipe = load_model(model, device)
+    pipe = load_model_of({first: a, second: b}, model, device, config)
     with terminal.progress(pipe, "interpolating"):
         found = invfast.interpolate(
             pipe,
@@ -77,6 +81,7 @@ def compare(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write (.png, .pdf, .svg).")],
     model: Model = "",
+    config: Config = "",
     methods: Annotated[
         str, typer.Option(help='Comma-separated, with settings where they differ: "auto(budget=1.2), ddim".')
     ] = NAMES,
@@ -106,7 +111,7 @@ def compare(
     pictures = [load(path) for path in images]
     frame = frame_of(model, size, fit, (picture.size for picture in pictures))
     pictures = pictures if frame is None else [frame(picture) for picture in pictures]
-    pipe = load_model(model, device)
+    pipe = load_model(model, device, config)
     with terminal.progress(pipe, "comparing", 2 * len(chosen)):  # up and down
         found = run(
             pipe,

@@ -60,20 +60,23 @@ def frame_of(
     """What was asked for, the bundled model's own size where nothing was, or None: the images' own.
 
     Args:
-        model: "" for the bundled one.
+        model: as `loading.load` takes it.
         size: (width, height), or OWN.
         fit: of the command line.
         own: sizes of the images, where they are known: where all are the model's nothing is said.
     """
     from invfast import demo
     from invfast.images import Frame
+    from invfast.provenance import BUNDLED
 
-    if size == OWN or (size is None and model):
+    side = demo.SIZES.get(model.removeprefix(BUNDLED)) if model.startswith(BUNDLED) else None
+    side = side if model else demo.SIZES["emoji64"]
+    if size == OWN or (size is None and side is None):
         if fit is not None:
             raise typer.BadParameter("--fit says how images come to a --size; give one")
         return None
     if size is None:
-        size = (demo.SIZE, demo.SIZE)
+        size = (side, side)
         if own is None or any(each != size for each in own):
-            terminal.note(f"images are taken at {demo.SIZE} px, as the bundled model was trained; --size for another")
+            terminal.note(f"images are taken at {side} px, as the bundled model was trained; --size for another")
     return Frame(*size, (fit or Fit.crop).value)

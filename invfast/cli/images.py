@@ -10,6 +10,7 @@ import typer
 
 from invfast.cli import terminal
 from invfast.cli.base import (
+    Config,
     Device,
     Dtype,
     Guidance,
@@ -19,9 +20,11 @@ from invfast.cli.base import (
     Prompts,
     Runtime,
     Seed,
+    Source,
     Steps,
     guarded,
     load_model,
+    load_model_of,
     one_each,
     result,
     stop_if_asked,
@@ -36,6 +39,7 @@ def invert(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for NAME.safetensors, one an image.")],
     model: Model = "",
+    config: Config = "",
     method: Annotated[
         str, typer.Option(help="auto, ddim, ... (`invfast doctor` lists them), or with settings, auto(budget=1.2).")
     ] = "auto",
@@ -72,7 +76,7 @@ def invert(
     prompts = one_each(prompt, images)
     sizes = [load(path).size for path in images]  # bad files are known before the model is loaded
     frame = frame_of(model, size, fit, sizes)
-    pipe = load_model(model, device)
+    pipe = load_model(model, device, config)
     rows = []
     output.mkdir(parents=True, exist_ok=True)
     runs = list(_batches(sizes if frame is None else [frame.size] * len(sizes), batch))
@@ -105,7 +109,8 @@ def invert(
 def reconstruct(
     file: Annotated[Path, typer.Argument(help="What `invfast invert` saved.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write (.png).")],
-    model: Model = "",
+    model: Source = None,
+    config: Config = "",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. (default: the inversion's)")] = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -118,7 +123,7 @@ def reconstruct(
 
     suffix = suffix_of(output, (".png",))
     inversion = invfast.Inversion.load(file)
-    pipe = load_model(model, device)
+    pipe = load_model_of({file: inversion}, model, device, config)
     with terminal.progress(pipe, "rebuilding"):
         found = invfast.reconstruct(
             pipe,

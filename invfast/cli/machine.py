@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from invfast.cli.base import Device, Dtype, Guidance, Json, Model, Runtime, guarded, load_model, result
+from invfast.cli.base import Config, Device, Dtype, Guidance, Json, Model, Runtime, guarded, load_model, result
 from invfast.cli.frames import Side
 
 
@@ -23,6 +23,7 @@ def doctor(as_json: Json = False) -> None:
 @guarded
 def export(
     model: Model = "",
+    config: Config = "",
     runtime: Runtime = "auto",
     size: Side = "512",
     batch: Annotated[int, typer.Option(min=1, help="Images run at once.")] = 1,
@@ -39,7 +40,7 @@ def export(
     import invfast
 
     found = invfast.prepare(
-        load_model(model, device),
+        load_model(model, device, config),
         height=size[1],
         width=size[0],
         batch_size=batch,

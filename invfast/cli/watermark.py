@@ -10,6 +10,7 @@ import typer
 
 from invfast.cli import terminal
 from invfast.cli.base import (
+    Config,
     Device,
     Dtype,
     Json,
@@ -38,6 +39,7 @@ def key(
     kind: Annotated[str, typer.Option(help="tree_ring, gaussian_shading or ring_id.")] = "gaussian_shading",
     shape: Annotated[str, typer.Option(help="Of the latents, as 4,64,64. (default: the model's)")] = "",
     model: Model = "",
+    config: Config = "",
     message: Annotated[str | None, typer.Option(help="Zeros and ones it says. (default: random ones)")] = None,
     copies: Annotated[str, typer.Option(help="gaussian_shading: of each bit, along each side. (default: 1,8,8)")] = "",
     pattern: Annotated[str | None, typer.Option(help="tree_ring: ring, rand or zeros. (default: ring)")] = None,
@@ -54,7 +56,7 @@ def key(
     if output.exists():
         raise ValueError(f"{str(output)!r} exists; a key that is lost finds no image again, so it is not replaced")
     said = {"message": message, "pattern": pattern, "radius": radius, "copies": _sides("copies", copies)}
-    sides = _sides("shape", shape) or shape_of(load_model(model, "cpu"))
+    sides = _sides("shape", shape) or shape_of(load_model(model, "cpu", config))
     made = _made(KINDS[kind], sides, {name: value for name, value in said.items() if value is not None})
     output.parent.mkdir(parents=True, exist_ok=True)
     save_key(made, output)
@@ -73,6 +75,7 @@ def embed(
     prompt: Annotated[str, typer.Option(help="What they show.")] = "",
     seed: Annotated[int, typer.Option(help="Of the first image; the next has the next.")] = 0,
     model: Model = "",
+    config: Config = "",
     steps: Steps = 50,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
     dtype: Dtype = None,
@@ -96,7 +99,7 @@ def embed(
     else:
         targets = [output / f"{seed + j}.png" for j in range(n)]
         names = [str(target) for target in targets]
-        pipe = load_model(model, device)
+        pipe = load_model(model, device, config)
         with terminal.progress(pipe, "drawing", n):
             for j, target in enumerate(targets):
                 how = {"num_inference_steps": steps, "guidance_scale": guidance, "dtype": dtype, "runtime": runtime}
@@ -114,6 +117,7 @@ def detect(
     ],
     keys: Annotated[list[Path], typer.Option("--key", help="A key's file; several to find out whose it is.")],
     model: Model = "",
+    config: Config = "",
     method: Annotated[str, typer.Option(help="How they are inverted, as for `invfast invert`.")] = "auto",
     steps: Steps = 50,
     prompt: Prompts = ("",),
@@ -138,7 +142,7 @@ def detect(
     if saved[0]:
         found = _of_inversions(images, loaded)
     else:
-        found = _of_images(images, loaded, prompts, batch, model, device, how)
+        found = _of_images(images, loaded, prompts, batch, (model, device, config), how)
     rows = [_row(path, keys, each, fpr) for path, each in zip(images, found, strict=True)]
     result({"command": "watermark detect", "fpr": fpr, "images": rows}, [_line(row) for row in rows], as_json)
 
@@ -157,8 +161,7 @@ def _of_images(
     keys: list[Key],
     prompts: list[str],
     batch: int,
-    model: str,
-    device: str | None,
+    source: tuple[str, str | None, str],
     how: dict[str, Any],
 ) -> Iterator[Score]:
     from invfast.images import load
@@ -166,7 +169,7 @@ def _of_images(
 
     for path in images:
         load(path)  # bad files are known before the model is loaded
-    pipe = load_model(model, device)
+    pipe = load_model(*source)
     starts = range(0, len(images), batch)
     with terminal.progress(pipe, "inverting", len(starts)):
         for start in starts:

@@ -52,8 +52,8 @@ PROMPTS = {
 }
 
 
-SIZE = 64
-"""Side in pixels of what the bundled pipeline was trained on."""
+SIZES = {"emoji64": 64, "emoji64-flow": 64, "emoji32": 32}
+"""Side in pixels of what each bundled pipeline was trained on, by the name of its folder; the first is the default."""
 
 
 class Sample(NamedTuple):
@@ -125,6 +125,10 @@ def load_pixel_pipeline(dtype: torch.dtype = torch.float32) -> DDPMPipeline:
         pipe = DDPMPipeline.from_pretrained(ROOT / "emoji32", **given)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+PIPELINES = {"emoji64": load_pipeline, "emoji64-flow": load_flow_pipeline, "emoji32": load_pixel_pipeline}
+"""What loads each bundled pipeline, by the name of its folder."""
 
 
 def load_images() -> dict[str, Sample]:
