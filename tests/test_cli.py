@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 from invfast import Inversion, demo, invert, reconstruct
 from invfast.cli import app
 from invfast.images import Frame, load
+from invfast.watermark import load_key
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "cli.schema.json").read_text())
 PEACH = str(demo.ROOT / "images" / "peach.png")
@@ -79,7 +80,7 @@ def test_info(tmp_path):
     assert wanted.items() <= inversion.items()
     assert (inversion["model"], inversion["evaluations"]) == ("invfast:emoji64", [3])
     assert (found["in/peach.png"]["width"], found["out"]["done"], found["out"]["failed"]) == (64, 1, {})
-    secret = json.loads((tmp_path / "key.json").read_text())["secret"]
+    secret = load_key(tmp_path / "key.json").secret
     text = inside("info", *files, cwd=tmp_path).stdout
     assert "kind: key, gaussian_shading" in text
     assert secret not in text
