@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from invfast import analysis, batch, demo, editing, watermark
     from invfast.adapters import DecoderInversion
-    from invfast.api import invert, reconstruct
+    from invfast.api import invert
     from invfast.editing import edit
     from invfast.interpolation import interpolate
     from invfast.inversion import Inversion
     from invfast.preparation import prepare
     from invfast.reconstruction import Reconstruction
+    from invfast.returning import reconstruct
     from invfast.schedule import Schedule
     from invfast.store import release
 
@@ -30,7 +31,7 @@ _PLACES = {
     "interpolate": "interpolation",
     "invert": "api",
     "prepare": "preparation",
-    "reconstruct": "api",
+    "reconstruct": "returning",
     "release": "store",
 }
 _MODULES = ("analysis", "batch", "demo", "editing", "watermark")

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from invfast import adapters, figures, images, metrics, tables
-from invfast.api import invert, reconstruct
+from invfast.api import invert
 from invfast.methods import Method
+from invfast.returning import reconstruct
 
 COLUMNS = {
     "evaluations": ("evals", "network evaluations of each image"),

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from invfast.api import Reconstruction, reconstruct
 from invfast.denoiser import MASK, Condition
 from invfast.inversion import Inversion
 from invfast.methods.base import State
+from invfast.reconstruction import Reconstruction
+from invfast.returning import reconstruct
 
 WITH, ARC, LINE = "with the latents", "on an arc of its own", "straight"
 WAYS = {

@@ -251,7 +251,9 @@ def test_edits_are_compiled(pipe, inversion, name):
     options = {"method": name, "output_type": "latent", "dtype": "float64"}
     eager, compiled = (edit(pipe, inversion, TARGET, runtime=r, **options) for r in ("eager", "compile"))
     assert compiled.stats.runtime == "compile"
-    assert distance(compiled.latents, eager.latents) < 1e-10
+    # The sinusoids of times are float32 in diffusers whatever the network is, and Inductor rounds them otherwise: one
+    # evaluation of the plain UNet is 4e-8 off. Another token or row would be 1e-2.
+    assert distance(compiled.latents, eager.latents) < 1e-8
 
 
 def test_other_families():

@@ -60,18 +60,12 @@ ALLOWED = {
     "denoiser": {"runtimes", "ambient", "counts", "digests", "fingerprint", "store", "warned", "words"},
     "adapters": {"arguments", "denoiser", "flows", "images", "runtimes", "locks", "store"},
     "api": {
-        "ambient",
-        "run",
-        "methods",
-        "adapters",
-        "inversion",
-        "schedule",
-        "grids",
-        "provenance",
-        "arguments",
-        "following",
+        *("adapters", "ambient", "arguments", "grids", "inversion", "methods", "provenance", "run", "schedule"),
         "warned",
-        "reconstruction",
+    },
+    "returning": {
+        *("adapters", "ambient", "arguments", "following", "inversion", "provenance", "reconstruction", "run"),
+        "warned",
     },
     "editing": {
         *("adapters", "ambient", "arguments", "denoiser", "following", "inversion", "methods", "reconstruction"),
@@ -81,7 +75,7 @@ ALLOWED = {
     "following": {"adapters", "arguments", "grids", "inversion", "warned"},
     "reconstruction": {"images", "inversion", "plain"},
     "preparation": {"adapters", "ambient", "flows", "runtimes"},
-    "interpolation": {"api", "denoiser", "inversion", "methods"},
+    "interpolation": {"denoiser", "inversion", "methods", "reconstruction", "returning"},
     "": set(),  # its names are imported when they are asked for
     "__main__": {"cli"},
     "analysis": {
@@ -95,6 +89,7 @@ ALLOWED = {
         "inversion",
         "methods",
         "metrics",
+        "returning",
         "rows",
         "schedule",
     },
@@ -102,9 +97,9 @@ ALLOWED = {
     "batch": {"api", "files", "images", "inversion", "loading", "methods", "plain", "watermark"},
     "watermark": {
         *("adapters", "ambient", "analysis", "api", "arguments", "files", "grids", "inversion", "methods", "plain"),
-        "reconstruction",
+        *("reconstruction", "returning"),
     },
-    "compare": {"api", "adapters", "figures", "images", "methods", "metrics", "tables"},
+    "compare": {"api", "adapters", "figures", "images", "methods", "metrics", "returning", "tables"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
     "cli": {

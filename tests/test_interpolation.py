@@ -15,10 +15,10 @@ from tiny_transformers import qwen_image, stable_diffusion_3, z_image
 from toy import distance
 
 from invfast import Inversion, interpolate, invert, reconstruct, run
-from invfast.api import Reconstruction
 from invfast.interpolation import WAYS, Between, slerp
 from invfast.methods import DDIM, METHODS, Method, NullText, Problem
 from invfast.methods.flow import FlowMethod
+from invfast.reconstruction import Reconstruction
 
 QUICKLY = (
     "Stable Diffusion XL (Turbo, Lightning)",

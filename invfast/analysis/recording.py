@@ -10,11 +10,11 @@ import torch
 from invfast import adapters, arguments, grids, rows
 from invfast.ambient import neutral
 from invfast.analysis.base import checked
-from invfast.api import reconstruct
 from invfast.arguments import Text
 from invfast.inversion import Inversion
 from invfast.methods import DDIM
 from invfast.methods.base import Linear, Problem
+from invfast.returning import reconstruct
 from invfast.schedule import Schedule
 
 

@@ -23,10 +23,11 @@ import torch
 from invfast import rows
 from invfast.ambient import neutral
 from invfast.analysis.base import Result, alike, checked
-from invfast.api import invert, reconstruct
+from invfast.api import invert
 from invfast.inversion import Inversion
 from invfast.methods import DDIM, Method
 from invfast.methods.base import Problem, State, Stepper, Wrapping
+from invfast.returning import reconstruct
 from invfast.schedule import Step
 
 

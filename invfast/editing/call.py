@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -21,6 +21,40 @@ from invfast.methods import Problem
 from invfast.methods.base import State, Stepper
 from invfast.reconstruction import Reconstruction, check_output_type, present
 from invfast.schedule import FLOW
+
+
+@overload
+def edit(
+    pipe: Any,
+    inversion: Inversion,
+    prompt: Text,
+    *,
+    method: str | Editor = "prompt",
+    guidance_scale: float = 7.5,
+    negative_prompt: Text | None = None,
+    mask: Any = None,
+    style: Inversion | None = None,
+    runtime: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    cuda_graph: bool | None = None,
+    kernels: str | None = None,
+    output_type: str = "pil",
+    callback_on_step_end: Callable[[Any, int, int | float, dict[str, torch.Tensor]], dict | None] | None = None,
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    return_dict: Literal[True] = True,
+    **conditions: Any,
+) -> Reconstruction: ...
+
+
+@overload
+def edit(
+    pipe: Any,
+    inversion: Inversion,
+    prompt: Text,
+    *,
+    return_dict: Literal[False],
+    **options: Any,
+) -> tuple[Any]: ...
 
 
 @neutral()

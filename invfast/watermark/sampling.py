@@ -10,9 +10,9 @@ from invfast import adapters, arguments, grids
 from invfast.ambient import neutral
 from invfast.analysis.base import checked
 from invfast.analysis.recording import sampling
-from invfast.api import reconstruct
 from invfast.arguments import Text
 from invfast.reconstruction import Reconstruction
+from invfast.returning import reconstruct
 
 
 @neutral()
