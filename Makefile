@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 
 .PHONY: demo test test-slow bench bench-gpu accuracy accuracy-quick analysis analysis-quick watermark kernels
-.PHONY: model model-eval docs lint setup clean
+.PHONY: model model-eval dist docs lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.eval
@@ -76,6 +76,10 @@ test-slow: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/zensical build --strict
+
+# An sdist and a wheel of what is committed, into dist/, each tried in an empty folder.
+dist: $(VENV)/.dist
+	PYTHON=$(BIN)/python .ci/dist
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
