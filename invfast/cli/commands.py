@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from invfast.cli import edits, figures, images, machine
+from invfast.cli import edits, figures, images, machine, page
 from invfast.cli.analyze import analyze
 from invfast.cli.batch import batch
 from invfast.cli.watermark import watermark
@@ -24,6 +24,7 @@ COMMANDS = (
     figures.compare,
     analyze,
     batch,
+    page.app,
     machine.doctor,
     machine.export,
 )
