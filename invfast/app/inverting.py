@@ -16,7 +16,7 @@ def inverting(jobs: Jobs, fields: Fields) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             image = picture("Image", height=300)
-            prompt = gr.Textbox(label="Prompt", info="What the image shows, if you like.", max_length=2000)
+            prompt = fields.prompt()
             pair = buttons("Invert")
         with gr.Column(scale=3, min_width=400):
             slider = gr.ImageSlider(label="Image and reconstruction", format="png", interactive=False, max_height=420)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gradio as gr
 
+from invfast.app.checking import analysing, detecting, embedding
+from invfast.app.comparing import comparing, editing, interpolating
 from invfast.app.inverting import inverting
 from invfast.app.jobs import Jobs
 from invfast.app.models import Models
@@ -39,5 +41,18 @@ def page(models: Models, runtime: str) -> gr.Blocks:
         fields = Fields(models, runtime)
         with gr.Tab("Invert"):
             inverting(jobs, fields)
+        with gr.Tab("Compare"):
+            comparing(jobs, fields)
+        with gr.Tab("Edit"):
+            editing(jobs, fields)
+        with gr.Tab("Interpolate"):
+            interpolating(jobs, fields)
+        with gr.Tab("Analyse"):
+            analysing(jobs)
+        with gr.Tab("Watermark"):
+            with gr.Tab("Detect"):
+                detecting(jobs, fields)
+            with gr.Tab("Embed"):
+                embedding(jobs, fields)
         blocks.unload(left)
     return blocks

@@ -79,7 +79,7 @@ class Fields:
                 gr.Slider(1, 200, 50, step=1, label="Steps", info="Of the grid, from image to noise.", scale=3),
                 gr.Number(
                     label="Size",
-                    info="Pixels of a side; 0: the model's own.",
+                    info="0: the model's own.",
                     value=0,
                     precision=0,
                     minimum=0,
@@ -87,6 +87,11 @@ class Fields:
                     scale=2,
                 ),
             ]
+
+    @staticmethod
+    def prompt(label: str = "Prompt", info: str = "What the image shows, if you like.") -> gr.Textbox:
+        """A field for a text."""
+        return gr.Textbox(label=label, info=info, max_length=2000)
 
     def read(self, model: str, method: str, steps: float, side: float | None) -> Settings:
         """The values of the fields; the model is loaded where it is not."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 
 import invfast
-from invfast import adapters, figures, images, metrics
+from invfast import adapters, editing, figures, images, metrics
 from invfast.analysis import normality
 from invfast.analysis.base import TooSmallError
 from invfast.app import jobs
+from invfast.compare import Comparison
+from invfast.compare import compare as beside
 from invfast.inversion import Inversion
 from invfast.methods import Method
+from invfast.methods.spelling import parse
 from invfast.watermark import shape_of
 from invfast.watermark.sampling import factor_of
 
@@ -143,3 +148,82 @@ def _decibels(value: float) -> str:
 def shown(picture: Image.Image) -> Image.Image:
     """A picture large enough to look at."""
     return figures.fitted(picture, max(SHOWN, *picture.size))
+
+
+def compare(settings: Settings, path: str | None, prompt: str, methods: Sequence[str]) -> Comparison:
+    """One image by several methods.
+
+    Raises:
+        ValueError: no method, or as `parse` and `Settings.read`. ImportError: torchmetrics is missing.
+    """
+    chosen = {name: parse(name) for name in methods}
+    if not chosen:
+        raise ValueError("no methods to compare: choose some")
+    picture = settings.read(path)
+    jobs.say("comparing")
+    more = {"num_inference_steps": settings.steps, "runtime": settings.runtime}
+    return beside(settings.pipe, [picture], [prompt], chosen, names=[Path(path).stem[:40]], cell=128, **more)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an edit is to be.
+
+    Args:
+        prompt: what the image is to show.
+        editor: a name of `editing.EDITORS`.
+        guidance: of the edit.
+        negative: what it is not to show.
+        mask: a picture's path, white where the image may change; None is everywhere.
+        style: the path of the image whose style it takes, of "portrait".
+        style_prompt: what that image shows.
+    """
+
+    prompt: str
+    editor: str = "prompt"
+    guidance: float = 7.5
+    negative: str = ""
+    mask: str | None = None
+    style: str | None = None
+    style_prompt: str = ""
+
+
+def edit(settings: Settings, path: str | None, prompt: str, asked: Asked) -> tuple[Image.Image, Image.Image, Rows]:
+    """An image inverted and regenerated under another prompt: the image, the edit, figures.
+
+    Raises:
+        ValueError: no new prompt, or as `Settings.read`. Otherwise as `invert` and `edit`.
+    """
+    editor = editing.resolve(asked.editor)
+    if not asked.prompt.strip():
+        raise ValueError("no new prompt: say what the image is to show")
+    source, mask, style = settings.read(path), None, None
+    if asked.mask:
+        mask = editing.read_mask(settings.read(asked.mask, "mask").convert("L"), 1)
+    inversion = settings.invert([source], [prompt], save_trajectory=True)  # direct and masks need it
+    if asked.style:
+        picture = settings.read(asked.style, "style")
+        style = settings.invert([picture], [asked.style_prompt], save_trajectory=True)
+    jobs.say("editing")
+    found = invfast.edit(
+        settings.pipe,
+        inversion,
+        asked.prompt,
+        method=editor,
+        guidance_scale=asked.guidance,
+        negative_prompt=asked.negative or None,
+        mask=mask,
+        style=style,
+    )
+    rows = [*_cost(inversion), ("seconds of the edit", f"{found.stats.seconds:.2f}")]
+    return source, found.images[0], rows
+
+
+def interpolate(
+    settings: Settings, paths: Sequence[str | None], prompts: Sequence[str], count: int
+) -> list[Image.Image]:
+    """So many pictures from one image to another, both among them. Raises what `invert` and `interpolate` do."""
+    pictures = [settings.read(path, f"{name} image") for path, name in zip(paths, ("first", "second"), strict=True)]
+    both = settings.invert(pictures, list(prompts))
+    jobs.say("interpolating")
+    return invfast.interpolate(settings.pipe, both[0], both[1], count).images
