@@ -169,5 +169,7 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 
 def place(field: gr.components.Component, name: str) -> Path:
-    """Where a file may be written that a field is to show; nobody guesses it."""
-    return Path(tempfile.mkdtemp(dir=field.GRADIO_CACHE)) / name
+    """Where a file may be written that a field is to show; nobody guesses it, and it goes with the field's own."""
+    path = Path(tempfile.mkdtemp(dir=field.GRADIO_CACHE)) / name
+    field.temp_files.add(str(path))
+    return path

@@ -18,6 +18,10 @@ ARGS = (
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--picture", help="write docs/app.png anew, here")
+
+
 @contextmanager
 def serving(folder, *args):
     """(address, what is said on stderr) of an `invfast app` of its own."""

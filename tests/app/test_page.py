@@ -1,5 +1,7 @@
 """The page as a visitor uses it. `make test-app`."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import serving
@@ -38,6 +40,22 @@ def test_an_image(tab, tmp_path):
     assert one.elsewhere == []
 
 
+def test_what_it_looks_like(tab, request):
+    """python -m pytest -m app tests/app -k looks --picture docs/app.png"""
+    path = request.config.getoption("--picture")
+    if path is None:
+        pytest.skip("--picture FILE writes the documentation's")
+    one = tab()
+    one.upload(IMAGES / "peach.png")
+    one.page.get_by_label("Prompt", exact=True).locator("visible=true").fill("noto peach")
+    one.click("Invert")
+    one.figures()
+    one.page.wait_for_function("[...document.images].filter(x => x.naturalWidth == 512).length == 3")
+    one.page.mouse.move(0, 0)
+    one.page.screenshot(path=path, full_page=True)
+    assert Path(path).stat().st_size < 300_000
+
+
 def test_cancel(tab, tmp_path):
     """It ends the computation itself: the next one, of which there is one at a time, comes at once."""
     one = tab()
@@ -62,9 +80,7 @@ def test_a_bad_file(tab, tmp_path, content):
     assert one.page.title() == "invfast"
 
 
-@pytest.mark.parametrize(
-    ("method", "message"), [("dim", "unknown method"), ("auto(budget='<b>')", "must be"), ("", "unknown method")]
-)
+@pytest.mark.parametrize(("method", "message"), [("none", "unknown method"), ("auto(budget='<b>')", "must be")])
 def test_a_bad_method(tab, method, message):
     one = tab()
     one.upload(IMAGES / "peach.png")
