@@ -30,7 +30,7 @@ def comparing(jobs: Jobs, fields: Fields) -> None:
             )
             pair = buttons("Compare")
         with gr.Column(scale=5, min_width=500):
-            grid = gr.Image(label="Rebuilt, and the noise", format="png", interactive=False, buttons=["download"])
+            grid = gr.Image(show_label=False, format="png", interactive=False, buttons=["download"])
             rows = gr.HTML()
             file = gr.DownloadButton("Download the table", interactive=False)
 

@@ -19,9 +19,9 @@ def inverting(jobs: Jobs, fields: Fields) -> None:
             prompt = fields.prompt()
             pair = buttons("Invert")
         with gr.Column(scale=3, min_width=400):
-            slider = gr.ImageSlider(label="Image and reconstruction", format="png", interactive=False, max_height=420)
+            slider = gr.ImageSlider(label="Image and reconstruction", format="png", interactive=False, max_height=520)
         with gr.Column(scale=2, min_width=280):
-            noise = gr.Image(label="Noise", format="png", interactive=False, height=240, buttons=["download"])
+            noise = gr.Image(label="Noise", format="png", interactive=False, height=220, buttons=["download"])
             figures = gr.HTML()
             file = gr.DownloadButton("Download the inversion", interactive=False)
 

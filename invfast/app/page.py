@@ -14,14 +14,15 @@ from invfast.app.parts import Fields
 SYSTEM, MONOSPACED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 """Fonts that are there: the page asks nobody for others."""
 STYLE = """
-.figures { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums }
-.figures th, .figures td { padding: .25rem .6rem; text-align: left }
-.figures tr { border-bottom: 1px solid var(--border-color-primary) }
+.figures { width: 100%; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums }
+.figures th, .figures td { border: 0 !important; padding: .3rem .5rem !important; text-align: left }
+.figures tr { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important }
+.filled img { width: 100%; height: 100%; object-fit: contain }
 """
 
 
 def theme() -> gr.themes.Base:
-    return gr.themes.Default(font=SYSTEM, font_mono=MONOSPACED)
+    return gr.themes.Default(font=SYSTEM, font_mono=MONOSPACED).set(block_info_text_color="*neutral_500")
 
 
 def page(models: Models, runtime: str) -> gr.Blocks:

@@ -28,7 +28,7 @@ def picture(label: str, **more: Any) -> gr.Image:
     """A field for an image, a path: `images.load` is the first to open it, not gradio, which tries all of Pillow's
     formats.
     """
-    field = gr.Image(label=label, sources=["upload", "clipboard"], type="filepath", **more)
+    field = gr.Image(label=label, sources=["upload", "clipboard"], type="filepath", elem_classes="filled", **more)
     field.preprocess = lambda payload: payload and payload.path
     return _uploaded(field)
 
@@ -142,7 +142,7 @@ def wire(
             gr.Info("Cancelled.")
             return gr.skip() if len(outputs) == 1 else [gr.skip() for _ in outputs]
         except FAILURES as error:
-            raise gr.Error(words(error), duration=None, print_exception=False) from None
+            raise gr.Error(words(error), duration=30, print_exception=False) from None
         for each in said:
             if each.category is UserWarning:
                 gr.Warning(words(each.message))

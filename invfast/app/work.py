@@ -115,7 +115,7 @@ def _quality(found: Any, inversion: Inversion, round_trip: torch.Tensor) -> Rows
         latent = float(metrics.latent_psnr(found.latents, inversion.init_latents))
     except ImportError as error:
         return [("reconstruction", str(error))]
-    return [("PSNR to the VAE round trip", _decibels(image)), ("PSNR of the latents", _decibels(latent))]
+    return [("PSNR to VAE round trip", _decibels(image)), ("PSNR of the latent", _decibels(latent))]
 
 
 def _cost(inversion: Inversion) -> Rows:
@@ -133,11 +133,11 @@ def _noise(latents: torch.Tensor) -> Rows:
     try:
         found = normality(latents.cpu())
     except (ImportError, TooSmallError):
-        return [("standard deviation of the noise", f"{float(latents.std()):.3f} (noise: 1)")]
+        return [("noise: deviation (of 1)", f"{float(latents.std()):.3f}")]
     return [
-        ("standard deviation of the noise", f"{found.std:.3f} (noise: 1)"),
-        ("its kurtosis", f"{found.kurtosis:.2f} (noise: 3)"),
-        ("its distance from a normal distribution", f"{found.ks_distance:.3f} (Kolmogorov-Smirnov)"),
+        ("noise: deviation (of 1)", f"{found.std:.3f}"),
+        ("noise: kurtosis (of 3)", f"{found.kurtosis:.2f}"),
+        ("noise: KS distance", f"{found.ks_distance:.3f}"),
     ]
 
 

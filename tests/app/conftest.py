@@ -1,15 +1,9 @@
 """The page in a browser: one server, a Chromium that is there already, and tabs of it."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from tabs import Tab, serving
 
 ARGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -20,26 +14,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 def pytest_addoption(parser):
     parser.addoption("--picture", help="write docs/app.png anew, here")
-
-
-@contextmanager
-def serving(folder, *args):
-    """(address, what is said on stderr) of an `invfast app` of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "invfast", "app", "--port", str(port), "--device", "cpu", *args]
-    env = {**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
-    with open(folder / "stderr", "w+") as said:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=env, cwd=folder)
-        try:
-            assert process.stdout.readline().startswith("http://"), Path(said.name).read_text()
-            yield f"http://127.0.0.1:{port}/", Path(said.name)
-        finally:
-            process.terminate()
-            process.wait(30)
-    left = [each.name for each in folder.iterdir() if each.name.startswith("invfast-app-")]
-    assert not left, f"{left} outlived the server"
 
 
 @pytest.fixture(scope="session")
@@ -61,78 +35,13 @@ def browser():
         chromium.close()
 
 
-class Tab:
-    """A browser tab with the page in it."""
-
-    def __init__(self, context, url):
-        self.page, self.elsewhere = context.new_page(), []
-        self.page.set_default_timeout(60_000)
-        self.page.on("request", lambda asked: self._asked(asked.url, url))
-        self.page.goto(url)
-        self.page.get_by_role("heading", name="invfast").wait_for()
-
-    def _asked(self, asked, own):
-        if not asked.startswith((own, "data:", "blob:")):
-            self.elsewhere.append(asked)
-
-    def open(self, *names):
-        for name in names:
-            self.page.get_by_role("tab", name=name, exact=True).click()
-
-    def set(self, method=None, steps=None, model=None):
-        """The fields above the tabs."""
-        for label, value in {"Method": method, "Model": model}.items():
-            if value is not None:
-                self.page.get_by_label(label, exact=True).fill(value)
-                self.page.get_by_label(label, exact=True).press("Enter")
-        if steps is not None:
-            field = self.page.get_by_label("number input for Steps")
-            field.fill(str(steps))
-            field.press("Tab")
-
-    def upload(self, *given, to=0):
-        """Files into a visible field for files, by its number."""
-        fields = self.page.locator("input[type=file]:not([disabled])")
-        shown = [j for j in range(fields.count()) if self._shown(fields.nth(j))]
-        with self.page.expect_response(lambda answer: "upload" in answer.url and answer.ok):
-            fields.nth(shown[to]).set_input_files(list(given))
-
-    def _shown(self, field):
-        return field.evaluate("each => each.closest('.tabitem')?.checkVisibility() ?? true")
-
-    def click(self, name):
-        self.page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
-
-    def toast(self, text):
-        found = self.page.get_by_test_id("toast-body").filter(has_text=text).first
-        found.wait_for()
-        return found
-
-    def download(self, name, folder):
-        """The file behind a button, once it is there."""
-        button = self.page.get_by_role("button", name=name, exact=True).locator("visible=true")
-        link = self.page.get_by_role("link", name=name, exact=True).locator("visible=true")
-        (button.or_(link)).and_(self.page.locator(":not([disabled])")).first.wait_for()
-        with self.page.expect_download() as coming:
-            (button.or_(link)).first.click()
-        path = folder / f"{time.monotonic_ns()}-{coming.value.suggested_filename}"
-        coming.value.save_as(path)
-        return path
-
-    def figures(self, timeout=60_000):
-        """The text of the visible table, once it is there."""
-        table = self.page.locator("table.figures").locator("visible=true")
-        table.first.wait_for(timeout=timeout)
-        return table.first.inner_text()
-
-
 @pytest.fixture
 def tab(server, browser):
     """Opens tabs, each a session of its own."""
     contexts = []
 
     def opened(url=server):
-        contexts.append(browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True))
+        contexts.append(browser.new_context(viewport={"width": 1280, "height": 890}, accept_downloads=True))
         return Tab(contexts[-1], url)
 
     yield opened
