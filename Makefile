@@ -11,7 +11,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export PIP_CONSTRAINT := constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 
-.PHONY: demo test test-slow bench bench-gpu accuracy accuracy-quick analysis analysis-quick watermark kernels
+.PHONY: demo test test-slow test-app bench bench-gpu accuracy accuracy-quick analysis analysis-quick watermark kernels
 .PHONY: model model-eval dist docs lint setup clean
 .DEFAULT_GOAL := demo
 
@@ -73,6 +73,10 @@ model-eval: $(VENV)/.train
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow --timeout=3600
+
+# The page of `invfast app` in a Chromium that is on PATH.
+test-app: $(VENV)/.test-app
+	$(BIN)/python -m pytest -q -m app tests/app
 
 docs: $(VENV)/.test
 	$(BIN)/zensical build --strict

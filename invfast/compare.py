@@ -51,11 +51,15 @@ class Comparison:
             Column("method", overflow="fold"),
             *(Column(short, justify="right", no_wrap=True) for short, _ in COLUMNS.values()),
         )
-        for row in self.rows:
-            table.add_row(row["method"], *(_text(name, row[name]) for name in COLUMNS))
+        for row in self.texts():
+            table.add_row(*row)
         console.print(table)
         for short, meaning in COLUMNS.values():
             console.print(f"  {short:7}{meaning}", style="dim")
+
+    def texts(self) -> list[list[str]]:
+        """The rows as people read them: the method, and a text for each of COLUMNS."""
+        return [[row["method"], *(_text(name, row[name]) for name in COLUMNS)] for row in self.rows]
 
     def table(self, suffix: str) -> str:
         """The rows as ".csv" or ".tex" (LaTeX, with the package booktabs); see `tables.encode`."""

@@ -393,7 +393,7 @@ def test_unusual_but_fine(make, options, warning, peach, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     "command",
     [
-        *([], ["invert"], ["reconstruct"], ["edit"], ["interpolate"], ["compare"], ["analyze"], ["batch"]),
+        *([], ["invert"], ["reconstruct"], ["edit"], ["interpolate"], ["compare"], ["analyze"], ["batch"], ["app"]),
         *(["doctor"], ["export"], ["cache", "ls"], ["cache", "rm"]),
         *(["watermark", "key"], ["watermark", "embed"], ["watermark", "detect"]),
     ],

@@ -102,16 +102,14 @@ ALLOWED = {
     "compare": {"api", "adapters", "figures", "images", "methods", "metrics", "returning", "tables"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
+    "app": {
+        *("", "adapters", "analysis", "compare", "demo", "editing", "figures", "images", "inversion", "loading"),
+        *("methods", "metrics", "watermark"),
+    },
     "cli": {
-        *(
-            "adapters",
-            "arguments",
-            "denoiser",
-            "provenance",
-            "schedule",
-        ),  # what they refuse
-        *("", "analysis", "batch", "compare", "demo", "doctor", "editing", "figures", "files", "images", "inversion"),
-        *("loading", "methods", "runtimes", "tables", "watermark"),
+        *("adapters", "arguments", "denoiser", "provenance", "schedule"),  # what they refuse
+        *("", "analysis", "app", "batch", "compare", "demo", "doctor", "editing", "figures", "files", "images"),
+        *("inversion", "loading", "methods", "runtimes", "tables", "watermark"),
     },
     "reference": set(),
 }

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from invfast.cli import edits, figures, images, machine
+from invfast.cli import edits, figures, images, machine, page
 from invfast.cli.analyze import analyze
 from invfast.cli.batch import batch
 from invfast.cli.info import info
@@ -26,6 +26,7 @@ COMMANDS = (
     analyze,
     batch,
     info,
+    page.app,
     machine.doctor,
     machine.export,
 )

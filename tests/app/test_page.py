@@ -1,0 +1,179 @@
+"""The page as a visitor uses it. `make test-app`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tabs import serving
+
+from invfast import Inversion, demo, invert
+from invfast.watermark import GaussianShading, save_key
+
+pytestmark = pytest.mark.app
+
+IMAGES = demo.ROOT / "images"
+DONE = "Download the inversion"
+LONG = {"method": "edict", "steps": 200}
+
+
+def inverted(tab, name, folder, method="ddim", steps=3):
+    """Runs the first tab on a sample image; the inversion that can be downloaded."""
+    tab.set(method, steps)
+    tab.upload(IMAGES / f"{name}.png")
+    tab.click("Invert")
+    return Inversion.load(tab.download(DONE, folder))
+
+
+def test_an_image(tab, tmp_path):
+    one = tab()
+    found = inverted(one, "peach", tmp_path)
+    own = invert(demo.load_pipeline(), demo.load_images()["peach"].image, method="ddim", num_inference_steps=3)
+    assert torch.equal(found.latents, own.latents)
+    slider = one.page.locator("[data-testid=imageslider], .slider-wrap, .image-container").first
+    slider.wait_for()
+    widths = one.page.eval_on_selector_all("img", "each => each.map(x => x.naturalWidth)")
+    assert widths.count(512) >= 3  # source, reconstruction, noise
+    text = one.figures()
+    assert "3 for 3 steps" in text
+    assert "PSNR to VAE round trip" in text
+    assert one.elsewhere == []
+
+
+def test_what_it_looks_like(tab, request):
+    """python -m pytest -m app tests/app -k looks --picture docs/app.png"""
+    path = request.config.getoption("--picture")
+    if path is None:
+        pytest.skip("--picture FILE writes the documentation's")
+    one = tab()
+    one.upload(IMAGES / "peach.png")
+    one.page.get_by_label("Prompt").locator("visible=true").first.fill("noto peach")
+    one.click("Invert")
+    one.figures()
+    one.page.wait_for_function("[...document.images].filter(x => x.naturalWidth == 512).length > 2")
+    one.page.mouse.move(0, 0)
+    one.page.screenshot(path=path, full_page=True)
+    assert Path(path).stat().st_size < 300_000
+
+
+def test_cancel(tab, tmp_path):
+    """It ends the computation itself: the next one, of which there is one at a time, comes at once."""
+    one = tab()
+    one.set(**LONG)
+    one.upload(IMAGES / "peach.png")
+    one.click("Invert")
+    one.page.get_by_text("inverting").first.wait_for()
+    one.click("Cancel")
+    one.toast("Cancelled.")
+    assert inverted(tab(), "apple", tmp_path).node == 3
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\nbroken", b"<svg onload='document.title=1'/>"])
+def test_a_bad_file(tab, tmp_path, content):
+    one = tab()
+    name = "<img src=x onerror=document.title=1>.png"
+    one.upload({"name": name, "mimeType": "image/png", "buffer": content})
+    one.click("Invert")
+    said = one.toast("image").inner_text()
+    assert "PNG, JPEG, WEBP" in said or "cannot be read" in said
+    assert "/tmp" not in said
+    assert one.page.title() == "invfast"
+
+
+@pytest.mark.parametrize(("method", "message"), [("none", "unknown method"), ("auto(budget='<b>')", "must be")])
+def test_a_bad_method(tab, method, message):
+    one = tab()
+    one.upload(IMAGES / "peach.png")
+    one.set(method)
+    one.click("Invert")
+    one.toast(message)
+
+
+def test_two_tabs_at_once(tab, tmp_path):
+    """Each gets its own; one's cancelling is no business of the other."""
+    one, two, three = tab(), tab(), tab()
+    for each, name in ((one, "peach"), (two, "apple"), (three, "owl")):
+        each.set("auto", 12)
+        each.upload(IMAGES / f"{name}.png")
+    for each in (one, two, three):
+        each.click("Invert")
+    three.click("Cancel")
+    found = [Inversion.load(each.download(DONE, tmp_path)) for each in (one, two)]
+    three.toast("Cancelled.")
+    pipe, samples = demo.load_pipeline(), demo.load_images()
+    for inversion, name in zip(found, ("peach", "apple"), strict=True):
+        assert torch.equal(inversion.latents, invert(pipe, samples[name].image, num_inference_steps=12).latents)
+
+
+def test_a_reload_in_the_middle(tab, tmp_path):
+    """What nobody waits for any more ends, and the next run works."""
+    one = tab()
+    one.set(**LONG)
+    one.upload(IMAGES / "peach.png")
+    one.click("Invert")
+    one.page.get_by_text("inverting").first.wait_for()
+    one.page.reload()
+    one.page.get_by_role("heading", name="invfast").wait_for()
+    assert inverted(one, "apple", tmp_path).node == 3
+
+
+def test_the_other_tabs(tab, tmp_path):
+    one = tab()
+    one.set("ddim", 3)
+    one.open("Compare")
+    one.upload(IMAGES / "peach.png")
+    one.click("Compare")
+    assert "VAE round trip" in one.figures()
+    assert one.download("Download the table", tmp_path).read_text().startswith("method,")
+    one.open("Edit")
+    one.upload(IMAGES / "peach.png")
+    one.page.get_by_label("New prompt").fill("noto apple")
+    one.click("Edit")
+    assert "seconds of the edit" in one.figures()
+    one.open("Interpolate")
+    one.upload(IMAGES / "peach.png", to="First image")
+    one.upload(IMAGES / "apple.png", to="Second image")
+    one.click("Interpolate")
+    one.page.wait_for_function("[...document.images].some(x => x.naturalWidth > 1000 && x.checkVisibility())")
+    assert one.elsewhere == []
+
+
+def test_saved_inversions(tab, tmp_path):
+    one = tab()
+    pipe, samples = demo.load_pipeline(), demo.load_images()
+    paths = [tmp_path / f"{name}.safetensors" for name in ("peach", "owl")]
+    for path in paths:
+        invert(pipe, samples[path.stem].image, method="ddim", num_inference_steps=3).save(path)
+    one.open("Analyse")
+    one.upload(*paths, to="Inversions")
+    one.click("Analyse")
+    assert "standard deviation" in one.figures()
+    assert one.download("Download the report", tmp_path).read_text().startswith("<!doctype html>")
+
+
+def test_watermarks(tab, tmp_path):
+    one = tab()
+    one.set("ddim", 3)
+    key, grey = tmp_path / "key.json", tmp_path / "grey.png"
+    save_key(GaussianShading.new((4, 16, 16), copies=(1, 4, 4)), key)
+    Image.new("RGB", (64, 64), "grey").save(grey)
+    one.open("Watermark", "Embed")
+    one.upload(key, to="Key")
+    one.click("Draw")
+    one.page.locator(".thumbnail-item img, .grid-wrap img").first.wait_for()
+    one.open("Detect")
+    one.upload(grey, to="Images")
+    one.upload(key, to="Keys")
+    one.click("Look for the keys")
+    assert "grey.png\tnothing found" in one.figures()
+
+
+def test_a_server_for_others(tab, tmp_path):
+    """It says who can use it, and loads no folder that a visitor names."""
+    with serving(tmp_path, "--host", "0.0.0.0") as (url, said):
+        one = tab(url)
+        assert "warning: everyone who reaches 0.0.0.0" in said.read_text()
+        one.set(model=str(tmp_path))
+        one.upload(IMAGES / "peach.png")
+        one.click("Invert")
+        one.toast("it loads no folder or hub id but those it was started with")
