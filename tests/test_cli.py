@@ -340,8 +340,9 @@ def test_options_are_checked_before_a_model_is_loaded(option, value, message, tm
     for name, command in get_command(app).commands.items():
         if not any(option in parameter.opts for parameter in command.params):
             continue
-        given = {"edit": ["a", "--prompt", "b"], "interpolate": ["a", "b"], "export": [], "batch": ["."]}
-        args = [name, *given.get(name, ["a"]), *([] if name == "export" or option == "--output" else ["-o", "x.png"])]
+        given = {"edit": ["a", "--prompt", "b"], "interpolate": ["a", "b"], "export": [], "app": [], "batch": ["."]}
+        writes = option != "--output" and any("--output" in parameter.opts for parameter in command.params)
+        args = [name, *given.get(name, ["a"]), *(["-o", "x.png"] if writes else [])]
         done = CliRunner().invoke(app, [*args, option, value])
         assert (done.exit_code, message in done.stderr) == (1, True), (name, done.stderr)
         asked += 1
