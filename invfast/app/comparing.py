@@ -35,7 +35,7 @@ def comparing(jobs: Jobs, fields: Fields) -> None:
             file = gr.DownloadButton("Download the table", interactive=False)
 
     def run(path: str | None, prompt: str, methods: list[str], *settings: Any) -> tuple[Any, ...]:
-        found = work.compare(fields.read(*settings), path, prompt, methods)
+        found = work.compare(fields.read(*settings), path, prompt, list(map(str, methods or ())))
         target = place(file, "compare.csv")
         target.write_text(found.table(".csv"), encoding="utf-8")
         meanings = "".join(f"<br>{short}: {meaning}" for short, meaning in COLUMNS.values())

@@ -95,8 +95,10 @@ class Fields:
 
     def read(self, model: str, method: str, steps: float, side: float | None) -> Settings:
         """The values of the fields; the model is loaded where it is not."""
-        chosen = parse(method or "")
-        return Settings(self.models.get(model), chosen, int(steps), int(side) if side else None, self.runtime)
+        chosen = parse(str(method or ""))
+        return Settings(
+            self.models.get(str(model or "")), chosen, int(steps), int(side) if side else None, self.runtime
+        )
 
 
 def buttons(what: str) -> tuple[gr.Button, gr.Button]:

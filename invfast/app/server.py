@@ -36,8 +36,9 @@ def serving(models: Models, host: str, port: int, runtime: str) -> Iterator[str]
     """
     check_free(host, port)
     with tempfile.TemporaryDirectory(prefix="invfast-app-") as folder:
-        # gradio reads these when it is imported.
+        # gradio reads these when it is imported, and takes matplotlib along, which writes a list of fonts.
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+        os.environ.setdefault("MPLCONFIGDIR", folder)
         blocks, looks = _page(models, runtime)
         _, url, _ = blocks.launch(
             server_name=host,

@@ -1,6 +1,7 @@
 """A server of the page, and a browser tab with it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,15 +17,17 @@ def serving(folder, *args):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "invfast", "app", "--port", str(port), "--device", "cpu", *args]
-    env = {**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
+    env = {**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder), "HOME": str(folder / "home")}
+    (folder / "home").mkdir()
     with open(folder / "stderr", "w+") as said:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=env, cwd=folder)
         try:
             assert process.stdout.readline().startswith("http://"), Path(said.name).read_text()
             yield f"http://127.0.0.1:{port}/", Path(said.name)
         finally:
-            process.terminate()
-            process.wait(30)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+    assert not list((folder / "home").iterdir())
     left = [each.name for each in folder.iterdir() if each.name.startswith("invfast-app-")]
     assert not left, f"{left} outlived the server"
 

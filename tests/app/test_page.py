@@ -1,5 +1,9 @@
 """The page as a visitor uses it. `make test-app`."""
 
+import json
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -166,6 +170,49 @@ def test_watermarks(tab, tmp_path):
     one.upload(key, to="Keys")
     one.click("Look for the keys")
     assert "grey.png\tnothing found" in one.figures()
+
+
+def called(url, image, model="emoji64", steps=3):
+    """What the server answers a client that is no browser, of the first tab's computation."""
+    session = f"session{time.monotonic_ns()}"
+    compute = next(j for j, each in enumerate(asked(f"{url}config")["dependencies"]) if len(each["outputs"]) == 4)
+    data = [image, "", model, "ddim", steps, 0]
+    asked(f"{url}gradio_api/queue/join", {"data": data, "fn_index": compute, "session_hash": session})
+    with urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={session}", timeout=60) as said:
+        told = [json.loads(line[6:]) for line in said.read().decode().splitlines() if line.startswith("data: ")]
+    (end,) = (each for each in told if each["msg"] == "process_completed")
+    return end["output"].get("error"), end["success"]
+
+
+def asked(url, data=None):
+    sent = None if data is None else json.dumps(data).encode()
+    request = urllib.request.Request(url, sent, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as said:
+        return json.loads(said.read())
+
+
+def test_a_client_that_is_no_browser(server, tmp_path):
+    """It gets no file that is not its own, and makes the server ask nobody for one."""
+    (tmp_path / "peach.png").write_bytes((IMAGES / "peach.png").read_bytes())
+    for path in ("/etc/passwd", "../../etc/passwd", tmp_path / "peach.png", "/proc/self/environ"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            asked(f"{server}gradio_api/file={path}")
+    kind = {"_type": "gradio.FileData"}
+    assert called(server, {"path": str(tmp_path / "peach.png"), "meta": kind}) == (None, False)
+    said, fine = called(server, {"path": "http://127.0.0.1:9/peach.png", "meta": kind})
+    assert "uploaded, not named by its address" in said
+    assert not fine
+    for more in ({"steps": 10**9}, {"model": ["emoji64"]}, {"model": 5}):
+        assert not called(server, None, **more)[1]
+
+
+def test_ctrl_c_ends_it_in_the_middle(tab, tmp_path):
+    with serving(tmp_path) as (url, _):
+        one = tab(url)
+        one.set(**LONG)
+        one.upload(IMAGES / "peach.png")
+        one.click("Invert")
+        one.page.get_by_text("inverting").first.wait_for()
 
 
 def test_a_server_for_others(tab, tmp_path):
