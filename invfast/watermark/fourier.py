@@ -13,6 +13,10 @@ as non-central chi-squared with m degrees and lambda = sum |k|^2 / s^2 (`paper`)
 so that all it says of the key is c, whose own distribution is known: c sqrt((m - 1) / (1 - c^2)) is Student's t with
 m - 1 degrees for every y that has no preferred direction, and for a Gaussian k whatever y is. That is `tested`. A key
 of zeros has no direction; there it is the power within against that without, Fisher's F.
+
+A key that is constant on rings has as many random values as rings, and latents of a picture are coloured by distance:
+with all m coefficients a tenth of the keys are found in a plain picture at p <= .01. Of the rings' means, R numbers, c
+is that of a Gaussian k again, and t with R - 1 degrees holds whatever y is (`of_rings`).
 """
 
 from __future__ import annotations
@@ -99,6 +103,26 @@ def tested(found: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> tuple[
         c = (y * k.conj()).real.sum(1) / (y.abs().square().sum(1) * k.abs().square().sum()).sqrt()
         p = stats.t.sf((c * ((m - 1) / (1 - c * c).clamp(min=0)).sqrt()).numpy(), m - 1)
     return distance, torch.as_tensor(p, dtype=torch.float64).nan_to_num(1.0).clamp(0, 1)
+
+
+def of_rings(found: torch.Tensor, key: torch.Tensor, ring: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`tested` of a key with one real value a ring.
+
+    Args:
+        found: (n, h, w) coefficients.
+        key: (R,) the key's values.
+        ring: (h, w) which of them a coefficient has, -1 none.
+    """
+    mask = ring >= 0
+    number, count = ring[mask], torch.bincount(ring[mask], minlength=len(key)).double()
+    y = found[:, mask]
+    means = torch.zeros(len(y), len(key), dtype=torch.float64).index_add_(1, number, y.real) / count
+    # What a ring's mean says of its value beside noise as large as the key: little on the inner ones.
+    means = means * count / (count + 1)
+    c = (means * key).sum(1) / (means.norm(dim=1) * key.norm())
+    degrees = len(key) - 1
+    p = scipy_stats().t.sf((c * (degrees / (1 - c * c).clamp(min=0)).sqrt()).numpy(), degrees)
+    return (y - key[number]).abs().mean(1), torch.as_tensor(p, dtype=torch.float64).nan_to_num(1.0).clamp(0, 1)
 
 
 def paper(found: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,17 @@ from typing import ClassVar
 import torch
 
 from invfast.watermark.base import Key, Score, integers, new_secret
-from invfast.watermark.fourier import back, check_channel, check_radius, paper, rings, scaled, tested, transform
+from invfast.watermark.fourier import (
+    back,
+    check_channel,
+    check_radius,
+    of_rings,
+    paper,
+    rings,
+    scaled,
+    tested,
+    transform,
+)
 
 PATTERNS = ("ring", "rand", "zeros")
 LEAST = 6
@@ -70,7 +80,11 @@ class TreeRing(Key):
         return marked
 
     def read(self, latents: torch.Tensor) -> list[Score]:
-        distance, p = tested(transform(latents[:, self.channel]), *self._key())
+        found = transform(latents[:, self.channel])
+        if self.pattern == "ring":
+            distance, p = of_rings(found, self._values(), rings(*self.shape[1:], self.radius))
+        else:
+            distance, p = tested(found, *self._key())
         return [Score(self.kind, 0, -d, q) for d, q in zip(distance.tolist(), p.tolist(), strict=True)]
 
     def paper_p(self, latents: torch.Tensor) -> torch.Tensor:
@@ -87,7 +101,11 @@ class TreeRing(Key):
         if self.pattern == "rand":
             key = transform(self.normal("rand", self.shape[1:]))
         elif self.pattern == "ring":
-            key = self.normal("ring", (self.radius,))[ring.clamp(min=0)].to(torch.complex128)
+            key = self._values()[ring.clamp(min=0)].to(torch.complex128)
         else:
             key = torch.zeros(self.shape[1:], dtype=torch.complex128)
         return key, ring >= 0
+
+    def _values(self) -> torch.Tensor:
+        """(radius,) of the rings, the innermost first."""
+        return self.normal("ring", (self.radius,)).double()
