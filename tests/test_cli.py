@@ -308,6 +308,13 @@ def test_errors(args, code, message, files, monkeypatch):
     assert sorted(os.listdir(files)) == before
 
 
+def test_where_an_error_came_from_is_shown_when_asked(monkeypatch):
+    monkeypatch.setenv("INVFAST_TRACEBACK", "1")
+    done = CliRunner().invoke(app, ["reconstruct", "none", "-o", "x.jpg"])
+    assert isinstance(done.exception, ValueError)
+    assert "error:" not in done.stderr
+
+
 def test_a_cache_that_cannot_be_made_is_said_without_a_number(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("INVFAST_CACHE", str(tmp_path / "file" / "cache"))

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -104,15 +105,14 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.BadParameter("--quiet and --verbose are opposites; pass one")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, _stop)
-        try:
-            with terminal.spoken(-1 if quiet else verbose, log_file):
-                terminal.note(" ".join(sys.argv), shown=False)
-                _ended(function, args, kwargs)
-        except typer.Exit:  # a RuntimeError, and said already
-            raise
-        except FAILURES as error:  # the log file's own
-            terminal.error(f"error: {error}")
-            raise typer.Exit(1) from None
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(terminal.spoken(-1 if quiet else verbose, log_file))
+            except OSError as error:  # the log file's own
+                terminal.error(f"error: {error}")
+                raise typer.Exit(1) from None
+            terminal.note(" ".join(sys.argv), shown=False)
+            _ended(function, args, kwargs)
 
     own = inspect.signature(function, eval_str=True)
     kind = inspect.Parameter.KEYWORD_ONLY
