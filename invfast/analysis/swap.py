@@ -30,7 +30,7 @@ from invfast.methods.base import Problem, State, Stepper, Wrapping
 from invfast.schedule import Step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Swap(Result):
     """Where sampling ended.
 
