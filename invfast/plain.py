@@ -99,8 +99,8 @@ def same_fields(self: Any, other: Any) -> bool:
 def line(self: Any) -> str:
     """`__repr__` of a dataclass that holds tensors or long lists: one line of at most `LONGEST` characters.
 
-    Tensors are their dtype and shape, what is long is counted or cut; a field that has its default is left out, like one
-    of `repr=False`.
+    Tensors are their dtype and shape, what is long is counted or cut; fields that have their default are left out, like
+    those of `repr=False`.
     """
     values = ((field, getattr(self, field.name)) for field in fields(self) if field.repr)
     said = ", ".join(f"{field.name}={_brief(value)}" for field, value in values if value is not field.default)
