@@ -60,6 +60,7 @@ class Stats:
     decoder_residual: tuple[float, ...] | None = None
 
     __eq__ = plain.same_fields
+    __repr__ = plain.line
 
     def __hash__(self) -> int:
         return hash((self.evaluations, self.samples, self.seconds))

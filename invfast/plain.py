@@ -1,4 +1,4 @@
-"""Values as JSON and results hold them: whether one fits an annotation, and whether two are the same.
+"""Values as JSON and results hold them: whether one fits an annotation, whether two are the same, and one in a line.
 
 A file may say anything. Its values are held to the annotations of the dataclasses they are for, so that a new field is
 checked by being declared.
@@ -17,6 +17,9 @@ import torch
 
 LIMIT = 2**63
 """Integers from here on are none that a count, a seed or torch can have."""
+
+LONGEST, PART = 200, 48
+"""Characters of a dataclass in one line, and of a field in it."""
 
 
 def check_fields(cls: type, values: Mapping[str, Any], what: str) -> None:
@@ -91,6 +94,39 @@ def same_fields(self: Any, other: Any) -> bool:
     if type(self) is not type(other):
         return NotImplemented
     return all(same(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+
+
+def line(self: Any) -> str:
+    """`__repr__` of a dataclass that holds tensors or long lists: one line of at most `LONGEST` characters.
+
+    Tensors are their dtype and shape, what is long is counted or cut; fields that have their default are left out, like
+    those of `repr=False`.
+    """
+    values = ((field, getattr(self, field.name)) for field in fields(self) if field.repr)
+    said = ", ".join(f"{field.name}={_brief(value)}" for field, value in values if value is not field.default)
+    return _cut(f"{type(self).__name__}({said}", LONGEST - 1) + ")"
+
+
+def _brief(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (str, bytes)):
+        return _cut(repr(value), PART)
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, (list, tuple)):
+        text = ", ".join(map(_brief, value[:5]))
+        short = len(value) < 5 and len(text) <= PART
+        left, right = "[]" if isinstance(value, list) else "()"
+        return f"{left}{text}{right}" if short else f"{type(value).__name__} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= PART else f"{type(value).__name__}(...)"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _same_tensors(a: Any, b: Any) -> bool:

@@ -32,6 +32,7 @@ class Reconstruction(BaseOutput):
     partner: torch.Tensor | None = None
 
     __eq__ = plain.same_fields
+    __repr__ = plain.line
 
     def __ne__(self, other: object) -> bool:  # its base is a dict, which has one of its own
         return not self == other

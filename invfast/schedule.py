@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from invfast import betas, flows, multistep
+from invfast import betas, flows, multistep, plain
 from invfast.ambient import neutral
 from invfast.betas import ROUNDING
 
@@ -100,6 +100,8 @@ class Schedule:
     origin: Mapping[str, Any] = field(default_factory=dict)
     dropped: int = 0
     beyond: int = 0
+
+    __repr__ = plain.line
 
     @neutral()
     def __post_init__(self) -> None:

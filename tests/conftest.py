@@ -53,6 +53,15 @@ def peach(samples):
     return samples["peach"].image
 
 
+@pytest.fixture(scope="session")
+def own_modules(tmp_path_factory):
+    """Where diffusers copies code that it is told to trust: a folder of this run's instead of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", [*sys.path])
+        yield
+
+
 @pytest.fixture
 def eager_switching():
     """Threads take turns as often as they can."""

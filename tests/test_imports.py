@@ -14,7 +14,7 @@ ROOT = Path(invfast.__file__).parent
 
 # Part of the package -> parts it may import. "" is the package itself, that is, its public names.
 ALLOWED = {
-    "schedule": {"ambient", "betas", "flows", "multistep"},
+    "schedule": {"ambient", "betas", "flows", "multistep", "plain"},
     "multistep": {"ambient", "flows"},
     "betas": set(),
     "flows": {"ambient"},
@@ -89,6 +89,7 @@ ALLOWED = {
         "inversion",
         "methods",
         "metrics",
+        "plain",
         "returning",
         "rows",
         "schedule",

@@ -19,7 +19,7 @@ from invfast.analysis.base import Result, TooSmallError, alike, checked
 PLAIN = 0.025
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlainAreas(Result):
     """Figures of one set of latents; NaN where there is no such area, and for errors without the true noise.
 

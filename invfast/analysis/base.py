@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from invfast import plain
+
 SEED = 23530
 """Of the noise beside, of permutations and of what is drawn from a latent, unless another is given."""
 
@@ -32,12 +34,14 @@ class TooSmallError(ValueError):
 class Result:
     """A frozen dataclass of plain values."""
 
+    __repr__ = plain.line
+
     def as_dict(self) -> dict[str, Any]:
         """Its fields as JSON has them; numbers that are not finite become None."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Beside(Result, Generic[Found]):
     """One figure three times.
 

@@ -17,7 +17,7 @@ from invfast.analysis.base import Result, alike, checked
 from invfast.interpolation import slerp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SelfInterpolation(Result):
     """A figure along the way.
 

@@ -25,7 +25,7 @@ FAMILY = 0.01
 """Chance that noise has any pair above `Correlation.threshold`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Correlation(Result):
     """Figures of one set of latents.
 

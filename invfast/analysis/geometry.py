@@ -15,7 +15,7 @@ from invfast.ambient import neutral
 from invfast.analysis.base import Result, alike, checked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Geometry(Result):
     """Means over triangles; distances are divided by sqrt(C h w), so that two sets of noise are sqrt(2) apart.
 
@@ -41,7 +41,7 @@ class Geometry(Result):
     nearer_noise: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Alignment(Result):
     """What can be said without the true noise.
 

@@ -25,7 +25,7 @@ SHAPIRO = 5000
 QUANTILES = 199
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Normality(Result):
     """Figures of one set of latents.
 

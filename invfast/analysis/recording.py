@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from invfast import adapters, arguments, grids, rows
+from invfast import adapters, arguments, grids, plain, rows
 from invfast.ambient import neutral
 from invfast.analysis.base import checked
 from invfast.arguments import Text
@@ -39,6 +39,8 @@ class Recording:
     trajectory: torch.Tensor
     schedule: Schedule
     inversion: Inversion
+
+    __repr__ = plain.line
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ ROWS: dict[str, tuple[tuple[str, str, str], ...]] = {
 """Of each subject its rows: field of the result, what it says, what it is for true noise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Row(Result):
     """One figure.
 
@@ -83,7 +83,7 @@ class Row(Result):
     clean: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Result):
     """What `analyze` found.
 

@@ -21,7 +21,7 @@ AT_ONCE = 64
 """Latents transformed at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectrum(Result):
     """Figures of one set of latents, means over latents and channels.
 

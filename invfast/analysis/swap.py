@@ -31,7 +31,7 @@ from invfast.returning import reconstruct
 from invfast.schedule import Step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Swap(Result):
     """Where sampling ended.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from invfast import plain
 from invfast.batch.inverting import Invert, stats_of
 from invfast.batch.task import Result, Run
 from invfast.images import Frame
@@ -31,6 +32,8 @@ class Detect:
 
     keys: tuple[Key, ...]
     invert: Invert = field(default_factory=Invert)
+
+    __repr__ = plain.line
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", keys_of(self.keys))

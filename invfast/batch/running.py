@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from invfast import images
+from invfast import images, plain
 from invfast.batch import index, plan, source
 from invfast.batch.ahead import ahead
 from invfast.batch.index import Log, Row
@@ -60,6 +60,8 @@ class Progress:
     errors: dict[str, str] = field(default_factory=dict)
     index: Path | None = None
     began: float | None = None
+
+    __repr__ = plain.line
 
     @property
     def through(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from invfast import plain
 from invfast.images import Frame
 
 Run = Callable[[Sequence[Image.Image], Sequence[str], Sequence[int]], Sequence["Result"]]
@@ -28,6 +29,8 @@ class Result:
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     stats: Mapping[str, Any] = field(default_factory=dict)
     says: Mapping[str, str] = field(default_factory=dict)
+
+    __repr__ = plain.line
 
 
 class Task(Protocol):

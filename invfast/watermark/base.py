@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from invfast import arguments
+from invfast import arguments, plain
 from invfast.analysis.base import Result, checked
 
 SHORTEST = 16
@@ -22,7 +22,7 @@ SHORTEST = 16
 Generator = torch.Generator | list[torch.Generator] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score(Result):
     """What a key says of one image's latents.
 
@@ -63,6 +63,8 @@ class Key(ABC):
 
     kind: ClassVar[str]
     """Its name in files and on the command line."""
+
+    __repr__ = plain.line
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", integers("shape", self.shape, 3, 1))  # a file has a list

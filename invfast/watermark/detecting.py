@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from invfast import api
+from invfast import api, plain
 from invfast.ambient import neutral
 from invfast.arguments import Text
 from invfast.inversion import Inversion
@@ -31,6 +31,8 @@ class Detection:
 
     scores: tuple[Score, ...]
     inversion: Inversion
+
+    __repr__ = plain.line
 
 
 @neutral()

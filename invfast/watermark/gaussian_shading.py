@@ -37,7 +37,7 @@ MOST = 8
 """Copies along a side, where the side can be divided: the paper's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GaussianShading(Key):
     """A message of k = C h w / copies bits.
 

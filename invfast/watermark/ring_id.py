@@ -22,7 +22,7 @@ LEAST = 7
 """Frequencies, where they fit: see `TreeRing`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RingID(Key):
     """One of 2^k keys that share a secret, k = (radius - inner) bits a ring channel.
 

@@ -33,7 +33,7 @@ of an inversion (docs/watermark.md).
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TreeRing(Key):
     """A disc of one channel.
 

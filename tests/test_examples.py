@@ -1,0 +1,150 @@
+"""What lies in examples/ runs as it stands: scripts, notebooks, and the two files for diffusers' own loaders."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.modular_pipelines import ModularPipelineBlocks
+
+from invfast import Inversion, demo, invert, reconstruct
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+MODEL = demo.ROOT / "emoji64"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+QUICK = {"method": "ddim", "num_inference_steps": 3}
+
+# Scripts
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """Runs a script of examples/ in an empty folder: what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_script_is_run_here():
+    tested = set(re.findall(r'script\(\s*"(\w+\.py)"', Path(__file__).read_text()))
+    assert tested == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_inverting_a_folder_goes_on_where_it_ended(script, tmp_path, samples):
+    (tmp_path / "photos").mkdir()
+    samples["owl"].image.save(tmp_path / "photos" / "owl.png")
+    (tmp_path / "photos" / "a.png").write_bytes(b"no image")
+    asked = ("invert_folder.py", "photos", "noise", "--model", MODEL, "--method", "ddim", "--steps", 3)
+    said = script("invert_folder.py", *asked[1:])
+    assert "1 inverted now, 0 before, 1 failed" in said
+    assert "a.png: " in said
+    assert "owl.png: Inversion(1 image" in said
+    assert (tmp_path / "noise" / "again.png").is_file()
+    assert "0 inverted now, 1 before, 1 failed" in script(*asked)
+
+
+def test_a_pipeline_on_whatever_there_is(script, tmp_path):
+    said = script("on_a_gpu.py", "--steps", 2)
+    assert re.findall(r"(\w+): [\d.]+ s, \w+: .", said) == ["first", "second"]
+    assert (tmp_path / "again.png").is_file()
+    assert "first: " in script("on_a_gpu.py", MODEL, tmp_path / "again.png", "noto peach", "--steps", 1)
+
+
+def test_watermarks_are_found_in_a_folder(script):
+    found = dict(re.findall(r"([\w-]+)\.png p = (\S+)", script("find_watermarks.py", "--steps", 5)))
+    assert sorted(found) == ["marked-1", "marked-2", "plain-1", "plain-2"]
+    assert all((float(p) < 1e-4) == name.startswith("marked") for name, p in found.items())
+
+
+def test_a_method_of_ones_own_beats_ddim(script):
+    ddim, own = (float(each) for each in re.findall(r"([\d.]+) dB", script("own_method.py")))
+    assert own > ddim + 5
+
+
+# diffusers
+
+
+@pytest.fixture(scope="module")
+def community(own_modules):
+    pipe = DiffusionPipeline.from_pretrained(
+        MODEL, custom_pipeline=str(EXAMPLES / "diffusers" / "invfast_pipeline.py"), trust_remote_code=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_community_pipeline_inverts(community, pipe, samples):
+    found = community.invert(*samples["peach"], **QUICK)
+    assert isinstance(found, Inversion)
+    assert found.latents.equal(invert(pipe, *samples["peach"], **QUICK).latents)
+    assert reconstruct(community, found).latents.equal(reconstruct(pipe, found).latents)
+
+
+def test_a_community_pipeline_is_else_as_diffusers_has_it(community, pipe):
+    assert isinstance(community, StableDiffusionPipeline)
+    assert community.components.keys() == pipe.components.keys()
+    images = [
+        each("noto peach", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
+        for each in (community, pipe)
+    ]
+    assert np.array_equal(*images)
+
+
+def test_a_community_pipeline_names_what_is_wrong(community):
+    with pytest.raises(ValueError, match="unknown method 'nothing'"):
+        community.invert(demo.load_images()["peach"].image, method="nothing")
+    with pytest.raises(TypeError, match="image"):
+        community.invert(None)
+
+
+@pytest.fixture(scope="module")
+def modular(own_modules):
+    blocks = ModularPipelineBlocks.from_pretrained(str(EXAMPLES / "diffusers"), trust_remote_code=True)
+    pipe = blocks.init_pipeline(str(MODEL))
+    pipe.load_components()
+    return pipe
+
+
+def test_a_modular_block_inverts(modular, pipe, samples):
+    image, prompt = samples["peach"]
+    before = dict(modular.scheduler.config), {name: id(part) for name, part in modular.components.items()}
+    state = modular(image=image, prompt=prompt, **QUICK)
+    assert state.latents.equal(invert(pipe, image, prompt, **QUICK).latents)
+    assert state.latents.equal(state.inversion.latents)
+    assert before == (
+        dict(modular.scheduler.config),
+        {name: id(part) for name, part in modular.components.items()},
+    )
+
+
+def test_a_modular_block_takes_lists_and_the_rest_of_inverts_arguments(modular, samples):
+    images = [samples[name].image for name in ("peach", "owl")]
+    given = {"save_trajectory": True, "strength": 0.7}
+    inversion = modular(image=images, prompt=["a", "b"], invert_kwargs=given, output="inversion", **QUICK)
+    assert len(inversion) == 2
+    assert inversion.trajectory is not None
+    assert inversion.schedule.num_steps == 2
+
+
+def test_a_modular_block_says_what_is_missing(modular, own_modules, samples):
+    with pytest.raises(ValueError, match="Required input 'image' is missing"):
+        modular(prompt="noto peach")
+    bare = type(modular.blocks)().init_pipeline(str(MODEL))
+    with pytest.raises(ValueError, match=r"needs vae, text_encoder, tokenizer, unet, scheduler: call load_components"):
+        bare(image=samples["peach"].image)
+
+
+def test_code_is_not_run_unless_it_is_trusted(own_modules):
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        ModularPipelineBlocks.from_pretrained(str(EXAMPLES / "diffusers"))
