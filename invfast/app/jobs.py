@@ -77,7 +77,7 @@ class Jobs:
         self._changing, self._computing = threading.Lock(), threading.Lock()
 
     def announce(self, session: str, name: str) -> None:
-        """A job that is to run, and may wait: from now on it can be cancelled. It takes the place of its like."""
+        """A job that is to run, and may wait: from now on it can be cancelled. It replaces one that never ran."""
         with self._changing:
             self._jobs[session, name] = Job()
 

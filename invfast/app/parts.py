@@ -115,7 +115,7 @@ def wire(
     inputs: Sequence[gr.components.Component],
     outputs: Sequence[gr.components.Component],
 ) -> None:
-    """Connects a pair of buttons.
+    """Connects a pair of buttons; a tab has one job at a time.
 
     Args:
         jobs: of the page.
@@ -126,8 +126,9 @@ def wire(
         outputs: fields; how far it is shows on the first.
     """
 
-    def announce(request: gr.Request) -> None:
+    def announce(request: gr.Request) -> gr.Button:
         jobs.announce(request.session_hash, name)
+        return gr.Button(interactive=False)
 
     def cancel(request: gr.Request) -> None:
         jobs.cancel(request.session_hash, name)
@@ -153,7 +154,10 @@ def wire(
     run, stop = pair
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     one = {"concurrency_id": "compute", "concurrency_limit": 1, "api_visibility": "private"}
-    run.click(announce, **quiet).then(compute, list(inputs), list(outputs), show_progress_on=outputs[0], **one)
+    begun = run.click(announce, None, run, **quiet)
+    ended = begun.then(compute, list(inputs), list(outputs), show_progress_on=outputs[0], **one)
+    for after in (ended.success, ended.failure):  # `then` is not called where it failed
+        after(lambda: gr.Button(interactive=True), None, run, **quiet)
     stop.click(cancel, **quiet)
 
 

@@ -67,6 +67,7 @@ def test_cancel(tab, tmp_path):
     one.upload(IMAGES / "peach.png")
     one.click("Invert")
     one.page.get_by_text("inverting").first.wait_for()
+    assert one.page.get_by_role("button", name="Invert", exact=True).is_disabled()
     one.click("Cancel")
     one.toast("Cancelled.")
     assert inverted(tab(), "apple", tmp_path).node == 3
@@ -89,8 +90,18 @@ def test_a_bad_method(tab, method, message):
     one = tab()
     one.upload(IMAGES / "peach.png")
     one.set(method)
+    for _ in range(2):  # it can be pressed again
+        one.click("Invert")
+        one.toast(message)
+
+
+def test_a_bad_size_and_then_a_good_one(tab, tmp_path):
+    one = tab()
+    one.page.get_by_label("Size").fill("5000")
     one.click("Invert")
-    one.toast(message)
+    one.toast("greater than maximum value 2048")
+    one.page.get_by_label("Size").fill("96")
+    assert inverted(one, "peach", tmp_path).latents.shape == (1, 4, 24, 24)
 
 
 def test_two_tabs_at_once(tab, tmp_path):
