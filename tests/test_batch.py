@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import sys
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invfast import batch, images
-from invfast.batch import index, local, parquet, plan, shards, source
+from invfast.batch import index, local, parquet, plan, shards, source, worker
 from invfast.batch.plan import Item, Share
 from invfast.batch.source import Entry
 from invfast.batch.worker import Worker
@@ -516,3 +517,65 @@ def test_tensors_may_share_memory(tmp_path):
     file = shards.write(tmp_path, "ab" * 32, [{**row, "id": str(j)} for j in range(3)], results)
     assert shards.read(tmp_path, file, 1)[0]["a"].tolist() == [0, 1]
     assert local.Local.share == 1
+
+
+def test_files_of_others_stay(tmp_path):
+    """Old hidden files in the results' folder, and tables that results would replace."""
+    fill(tmp_path / "in", 2, bad=False)
+    out = tmp_path / "out"
+    run(tmp_path / "in", out, Toy())
+    for name in (".zshrc.old.20240101", ".index.parquet.0123abcd"):
+        (out / name).write_text("")
+        os.utime(out / name, (0, 0))
+    (out / ".conf.d.20240101").mkdir()
+    run(tmp_path / "in", out, Toy())
+    assert (out / ".zshrc.old.20240101").exists()
+    assert not (out / ".index.parquet.0123abcd").exists()
+    mine = tmp_path / "mine"
+    shutil.copytree(tmp_path / "in", mine)
+    table = mine / "index.jsonl"
+    table.write_text("".join(json.dumps({"image": path.name}) + "\n" for path in sorted(mine.glob("*.*g"))))
+    before = table.read_text()
+    with pytest.raises(ValueError, match=r"index.jsonl' is no result of invfast and would be replaced; take another"):
+        run(table, mine, Toy())
+    with pytest.raises(ValueError, match="would be replaced"):
+        run(tmp_path / "in", mine, Toy())
+    assert table.read_text() == before
+    assert not (mine / "batch.json").exists()
+
+
+def test_an_index_that_is_damaged_is_made_anew(tmp_path, caplog):
+    fill(tmp_path / "in", 3, bad=False)
+    at = run(tmp_path / "in", tmp_path / "out", Toy())
+    content = bytearray(at.index.read_bytes())
+    content[4:-60] = bytes(len(content) - 64)
+    at.index.write_bytes(content)
+    again = run(tmp_path / "in", tmp_path / "out", Toy())
+    assert (again.before, again.done) == (3, 0)
+    assert len(batch.open(tmp_path / "out")) == 3
+
+
+def test_one_image_that_fails_first_does_not_end_the_run(tmp_path):
+    """Small ones run first, so the same one would end every run."""
+    fill(tmp_path / "in", 4, bad=False, sizes=((8, 8), (16, 16), (16, 16), (16, 16)))
+    first = plan_of(tmp_path / "in")[0].names[0]
+    assert Image.open(tmp_path / "in" / first).size == (8, 8)
+    how = {"prompts": {first: "bad"}, "recursive": True, "batch": 1}
+    at = batch.run(tmp_path / "in", tmp_path / "out", Toy(poison="bad"), **how)
+    assert (at.done, at.failed) == (3, 1)
+
+
+def test_an_image_that_comes_back_is_done_the_next_time(tmp_path, monkeypatch):
+    fill(tmp_path / "in", 3, bad=False)
+    path = sorted(path for path in (tmp_path / "in").rglob("*.*") if path.is_file())[0]
+    decode = worker.decode
+
+    def gone(item, frame):
+        return FileNotFoundError(str(path)) if item.entry.path == str(path) else decode(item, frame)
+
+    monkeypatch.setattr("invfast.batch.local.decode", gone)
+    at = run(tmp_path / "in", tmp_path / "out", Toy())
+    assert (at.done, at.failed) == (2, 1)
+    monkeypatch.undo()
+    at = run(tmp_path / "in", tmp_path / "out", Toy())
+    assert (at.before, at.done, at.failed) == (2, 1, 0)

@@ -137,7 +137,7 @@ def result_of(done):
 def test_errors(args, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "1000")
-    fill(tmp_path / "in", 2)
+    fill(tmp_path / "in", 8)
     done = inside("batch", *args, "-o", "out", cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert message in " ".join(done.stderr.split())

@@ -308,6 +308,14 @@ def test_errors(args, code, message, files, monkeypatch):
     assert sorted(os.listdir(files)) == before
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    command = [sys.executable, "-c", "from invfast.cli import main; main()", "cache", "ls"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert "error" not in process.stderr.read()
+    assert process.wait() == 0
+
+
 def test_where_an_error_came_from_is_shown_when_asked(monkeypatch):
     monkeypatch.setenv("INVFAST_TRACEBACK", "1")
     done = CliRunner().invoke(app, ["reconstruct", "none", "-o", "x.jpg"])

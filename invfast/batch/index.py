@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ COLUMNS = ("name", "id", "prompt", "file", "row", "error", "seconds", "stats")
 """Of a row: the image's name, its id, its prompt, the shard and the place in it, or what went wrong; seconds of its
 chunk over the images of that; what the task says of it."""
 PARQUET, JSONL, ABOUT = "index.parquet", "index.jsonl", "batch.json"
+HALF = re.compile(
+    r"\.(index\.parquet|index\.jsonl|batch\.json|chunks\.parquet|[0-9a-f]+\.safetensors)\.[0-9a-f]{8}", re.ASCII
+)
+"""How `write_atomically` names what lies here until it is whole; other hidden files are the user's."""
 STALE = 3600.0
 """Seconds after which a temporary file is one that a kill left."""
 
@@ -80,30 +85,44 @@ def write(folder: Path, rows: Mapping[str, Row]) -> Path:
     return folder / name
 
 
-def begin(folder: Path, configuration: Mapping[str, Any]) -> None:
+def begin(folder: Path, configuration: Mapping[str, Any], given: Iterable[Path] = ()) -> None:
     """Makes the folder one of results of this configuration.
 
+    Args:
+        folder: there or not.
+        configuration: the task's.
+        given: files that are read; none of them may be one that is written here.
+
     Raises:
-        ValueError: it holds those of another; names what differs.
+        ValueError: it holds those of another, names what differs; or files that are not ours and would be replaced.
         NotADirectoryError: it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"results go to a folder, and {str(folder)!r} is a file")
+    path = folder / ABOUT
+    own = [] if path.exists() else [folder / name for name in (PARQUET, JSONL, shards.FOLDER)]
+    strange = [each for each in (*own, *given) if each.exists() and (each in own or each.resolve() in _written(folder))]
+    if strange:
+        raise ValueError(f"{str(strange[0])!r} is no result of invfast and would be replaced; take another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    path, given = folder / ABOUT, json.loads(json.dumps(dict(configuration)))
+    settings = json.loads(json.dumps(dict(configuration)))
     with lock(folder):
         _sweep(folder)
         if not path.exists():
-            write_atomically(path, json.dumps({"format": shards.FORMAT, "configuration": given}, indent=1).encode())
+            write_atomically(path, json.dumps({"format": shards.FORMAT, "configuration": settings}, indent=1).encode())
             return
     try:
         held = json.loads(path.read_text(encoding="utf-8"))["configuration"]
-        differ = sorted(name for name in {*held, *given} if held.get(name) != given.get(name))
+        differ = sorted(name for name in {*held, *settings} if held.get(name) != settings.get(name))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be used: {error}") from error
     if differ:
-        said = ", ".join(f"{name}={held.get(name)!r}, now {given.get(name)!r}" for name in differ)
+        said = ", ".join(f"{name}={held.get(name)!r}, now {settings.get(name)!r}" for name in differ)
         raise ValueError(f"{str(folder)!r} holds results made with {said}; take another folder, or the same settings")
+
+
+def _written(folder: Path) -> list[Path]:
+    return [(folder / name).resolve() for name in (PARQUET, JSONL, ABOUT)]
 
 
 def lock(folder: Path) -> FileLock:
@@ -140,7 +159,9 @@ def _stored(folder: Path) -> list[Row]:
             return []
         plain.check(found, list[dict], "its rows")
         return [{column: row[column] for column in COLUMNS} for row in found]
-    except (KeyError, RecursionError, ValueError) as error:
+    except PermissionError:
+        raise
+    except (KeyError, OSError, RecursionError, ValueError) as error:  # pyarrow says so by OSError too
         logger.warning("the index of %r cannot be used, it is made anew of the shards: %s", str(folder), error)
         return []
 
@@ -152,9 +173,9 @@ def _files(folder: Path) -> list[Path]:
 def _sweep(folder: Path) -> None:
     """Removes what a kill left half written, which another process would have finished by now."""
     before = time.time() - STALE
-    for path in (*folder.glob(".*.*.????????"), *(folder / shards.FOLDER).glob(".*.????????")):
+    for path in (*folder.glob(".*"), *(folder / shards.FOLDER).glob(".*")):
         try:
-            if path.stat().st_mtime < before:
+            if HALF.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < before:
                 os.unlink(path)
         except FileNotFoundError:
             pass  # another process's, finished in between

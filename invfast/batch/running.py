@@ -131,7 +131,7 @@ def run(
     _check_names(prompts or {}, entries)
     mine = [each for each in entries if shard is None or shard.has(each.name)]
     configuration = task.configuration()
-    index.begin(folder, configuration)
+    index.begin(folder, configuration, [Path(given)])
     at.images = len(mine)
     with Log(folder / f"log{'' if shard is None else f'-{shard.part}-of-{shard.of}'}.jsonl") as log:
         book = _Book(at, log)

@@ -27,6 +27,10 @@ def nothing() -> None:
     """A `check` that never ends a run."""
 
 
+HOPELESS = 3
+"""Images after which a task that did none, for one and the same reason, is given up."""
+
+
 class Worker:
     """Maps a chunk to rows {id, names, prompt, file, row, error, seconds, stats}, its results written to a shard.
 
@@ -36,8 +40,8 @@ class Worker:
         task: what is done to each image.
         folder: of the results.
         stop: an image that fails ends the run, in place of being a row.
-        proven: something was made with this task before. Until then a chunk that fails in all of its images, for one
-            and the same reason, ends the run: it is the task that cannot be done.
+        proven: something was made with this task before. Until then HOPELESS images that all fail for one and the same
+            reason end the run: it is the task that cannot be done.
         check: called often while a task runs; raises where the run is to end.
     """
 
@@ -52,6 +56,7 @@ class Worker:
     ) -> None:
         self.task, self.folder, self.stop, self.proven, self.check = task, folder, stop, proven, check
         self._run: Run | None = None
+        self._failed: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_run": None, "check": nothing}
@@ -85,9 +90,12 @@ class Worker:
         found = [results.get(j, each) for j, each in enumerate(decoded)]
         seconds = round((time.perf_counter() - began) / max(1, len(good)), 4)
         rows = [_row(item, each, seconds) for item, each in zip(items, found, strict=True)]
-        kept = [None if isinstance(each, Exception) else each for each in found]
-        file = shards.write(self.folder, chunk.id, rows, kept)
-        return [{**row, "file": file, "row": j} for j, row in enumerate(rows)]
+        # What could not be read may be there the next time: nothing of it is kept.
+        kept = [j for j, each in enumerate(found) if not isinstance(each, OSError)]
+        outcomes = [None if isinstance(found[j], Exception) else found[j] for j in kept]
+        file = shards.write(self.folder, chunk.id, [rows[j] for j in kept], outcomes) if kept else None
+        place = {j: {"file": file, "row": number} for number, j in enumerate(kept)}
+        return [{**row, **place.get(j, {"file": None, "row": None})} for j, row in enumerate(rows)]
 
     def _results(self, run: Run, items: list[Item], pictures: list[Any]) -> list[Result | Exception]:
         """One an image; where they fail together each is run alone, so that one does not take the others along."""
@@ -102,10 +110,11 @@ class Worker:
                 logger.warning("%d images failed together, each is run alone: %s", len(items), said(error))
                 found = [_alone(run, *pair) for pair in zip(items, pictures, strict=True)]
         failed = [each for each in found if isinstance(each, Exception)]
-        hopeless = not self.proven and len(failed) == len(found) and len({said(each) for each in failed}) == 1
+        self.proven = self.proven or len(failed) < len(found)
+        self._failed += [said(each) for each in failed]
+        hopeless = not self.proven and len(self._failed) >= HOPELESS and len(set(self._failed)) == 1
         if failed and (self.stop or (hopeless and not isinstance(failed[0], ArithmeticError))):
             raise failed[0]
-        self.proven = self.proven or len(failed) < len(found)
         return found
 
 
@@ -115,7 +124,7 @@ def decode(item: Item, frame: images.Frame | None) -> Decoded:
     try:
         content = item.entry.read()
         if hashlib.sha256(content).hexdigest() != item.content:
-            raise ValueError(f"image {name!r} was changed while this ran; run it again")
+            raise OSError(f"image {name!r} was changed while this ran; run it again")
         image = images.decode(content, name)
         return image if frame is None else frame(image)
     except (MemoryError, OSError, ValueError) as error:

@@ -127,6 +127,7 @@ def _ended(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, 
     try:
         asked.check(kwargs)
         function(*args, **kwargs)
+        sys.stdout.flush()
     except (KeyboardInterrupt, *FAILURES) as error:
         # An import that Ctrl-C broke off may say so as an error of its own.
         if isinstance(error, KeyboardInterrupt) or _stop_asked.is_set():
@@ -135,6 +136,9 @@ def _ended(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, 
             os._exit(130)  # everything is unwound by now; tearing torch down would take a second more
         if isinstance(error, typer.Exit):  # a RuntimeError, and no failure
             raise
+        if isinstance(error, BrokenPipeError):  # whoever reads the result has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         if os.environ.get("INVFAST_TRACEBACK"):
             raise
         terminal.error(f"error: {_said(error)}")
