@@ -101,10 +101,8 @@ def test_a_pipeline_on_whatever_there_is(script, tmp_path):
 
 
 def test_watermarks_are_found_in_a_folder(script, monkeypatch):
-    monkeypatch.setattr(
-        "secrets.token_hex", lambda count: "a1" * count
-    )  # one key of all, and one noise: p is as random
-    monkeypatch.setattr("secrets.token_bytes", lambda count: b"\xa1" * count)
+    monkeypatch.setattr("secrets.token_hex", lambda count: "a1" * count)  # else p is another one every time
+    monkeypatch.setattr("secrets.randbits", lambda count: 0xA1)
     torch.manual_seed(0)
     found = dict(re.findall(r"([\w-]+)\.png p = (\S+)", script("find_watermarks.py", "--steps", 10)))
     assert sorted(found) == ["marked-1", "marked-2", "plain-1", "plain-2"]
@@ -112,8 +110,8 @@ def test_watermarks_are_found_in_a_folder(script, monkeypatch):
 
 
 def test_a_method_of_ones_own_beats_ddim(script):
-    ddim, own = (float(each) for each in re.findall(r"([\d.]+) dB", script("own_method.py")))
-    assert own > ddim + 5
+    ddim, own = (float(each) for each in re.findall(r": ([\d.]+)% off", script("own_method.py")))
+    assert own < ddim / 2
 
 
 # diffusers
