@@ -16,6 +16,7 @@ parser.add_argument("model", nargs="?", help="a folder or a hub id")
 parser.add_argument("image", nargs="?", default=demo.ROOT / "images" / "peach.png")
 parser.add_argument("prompt", nargs="?", default="noto peach")
 parser.add_argument("--runtime", default="auto")
+parser.add_argument("--method", default="auto")
 parser.add_argument("--steps", type=int, default=20)
 asked = parser.parse_args()
 
@@ -25,7 +26,8 @@ pipe = DiffusionPipeline.from_pretrained(asked.model, dtype=dtype) if asked.mode
 pipe.to("cuda" if gpu else "cpu")
 
 image = Image.open(asked.image).convert("RGB")
+how = {"method": asked.method, "num_inference_steps": asked.steps, "runtime": asked.runtime}
 for call in ("first", "second"):  # the first also compiles and captures, where the runtime does
-    inversion = invert(pipe, image, asked.prompt, num_inference_steps=asked.steps, runtime=asked.runtime)
+    inversion = invert(pipe, image, asked.prompt, **how)
     print(f"{call}: {inversion.stats.seconds:.2f} s, {inversion.stats.runtime}: {inversion.stats.reason}")
 reconstruct(pipe, inversion).images[0].save("again.png")

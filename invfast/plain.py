@@ -119,8 +119,9 @@ def _brief(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         text = ", ".join(map(_brief, value[:5]))
         short = len(value) < 5 and len(text) <= PART
-        left, right = "[]" if isinstance(value, list) else "()"
-        return f"{left}{text}{right}" if short else f"{type(value).__name__} of {len(value)}"
+        if not short:
+            return f"{type(value).__name__} of {len(value)}"
+        return f"[{text}]" if isinstance(value, list) else f"({text}{',' * (len(value) == 1)})"
     text = repr(value)
     return text if len(text) <= PART else f"{type(value).__name__}(...)"
 

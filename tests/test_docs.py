@@ -21,8 +21,9 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_code_block(block, tmp_path, monkeypatch):
+def test_code_block(block, tmp_path, monkeypatch, own_modules):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     names = {"__name__": "example"}
     exec(compile(block, "example", "exec"), names)
     if "inversion" in names:

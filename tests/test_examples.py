@@ -5,11 +5,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.modular_pipelines import ModularPipelineBlocks
+from nbclient import NotebookClient
 
 from invfast import Inversion, demo, invert, reconstruct
 
@@ -18,6 +20,42 @@ EXAMPLES = ROOT / "examples"
 MODEL = demo.ROOT / "emoji64"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 QUICK = {"method": "ddim", "num_inference_steps": 3}
+
+# Notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_whole_and_without_outputs(path):
+    notebook = nbformat.read(path, nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert notebook.nbformat == 4
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(cells) > 4
+    for cell in cells:
+        assert cell.outputs == []
+        assert cell.execution_count is None
+        compile(re.sub(r"^%.*", "", cell.source, flags=re.MULTILINE), path.name, "exec")
+    for target in re.findall(r"\]\(([^)#:]+)\)", "".join(cell.source for cell in notebook.cells)):
+        assert (path.parent / target).is_file(), target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "work").mkdir()
+    notebook = nbformat.read(path, 4)
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "work")}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in shown) >= 4
+    assert not [output for output in shown if len(output.get("data", {}).get("text/plain", "")) > 200]
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_there_are_notebooks():
+    assert [path.stem for path in NOTEBOOKS] == ["first_picture", "watermarks_and_analysis"]
+
 
 # Scripts
 
@@ -44,31 +82,36 @@ def test_inverting_a_folder_goes_on_where_it_ended(script, tmp_path, samples):
     (tmp_path / "photos").mkdir()
     samples["owl"].image.save(tmp_path / "photos" / "owl.png")
     (tmp_path / "photos" / "a.png").write_bytes(b"no image")
-    asked = ("invert_folder.py", "photos", "noise", "--model", MODEL, "--method", "ddim", "--steps", 3)
-    said = script("invert_folder.py", *asked[1:])
+    asked = ("photos", "noise", "--model", MODEL, "--method", "ddim", "--steps", 3)
+    said = script("invert_folder.py", *asked)
     assert "1 inverted now, 0 before, 1 failed" in said
     assert "a.png: " in said
     assert "owl.png: Inversion(1 image" in said
     assert (tmp_path / "noise" / "again.png").is_file()
-    assert "0 inverted now, 1 before, 1 failed" in script(*asked)
+    assert "0 inverted now, 1 before, 1 failed" in script("invert_folder.py", *asked)
 
 
 def test_a_pipeline_on_whatever_there_is(script, tmp_path):
-    said = script("on_a_gpu.py", "--steps", 2)
+    said = script("on_a_gpu.py", "--steps", 2, "--method", "ddim")
     assert re.findall(r"(\w+): [\d.]+ s, \w+: .", said) == ["first", "second"]
     assert (tmp_path / "again.png").is_file()
-    assert "first: " in script("on_a_gpu.py", MODEL, tmp_path / "again.png", "noto peach", "--steps", 1)
+    assert "first: " in script(
+        "on_a_gpu.py", MODEL, tmp_path / "again.png", "noto peach", "--steps", 1, "--method", "ddim"
+    )
 
 
-def test_watermarks_are_found_in_a_folder(script):
-    found = dict(re.findall(r"([\w-]+)\.png p = (\S+)", script("find_watermarks.py", "--steps", 5)))
+def test_watermarks_are_found_in_a_folder(script, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda count: "a1" * count)  # else p is another one every time
+    monkeypatch.setattr("secrets.randbits", lambda count: 0xA1)
+    torch.manual_seed(0)
+    found = dict(re.findall(r"([\w-]+)\.png p = (\S+)", script("find_watermarks.py", "--steps", 10)))
     assert sorted(found) == ["marked-1", "marked-2", "plain-1", "plain-2"]
-    assert all((float(p) < 1e-4) == name.startswith("marked") for name, p in found.items())
+    assert all((float(p) < 1e-3) == name.startswith("marked") for name, p in found.items()), found
 
 
 def test_a_method_of_ones_own_beats_ddim(script):
-    ddim, own = (float(each) for each in re.findall(r"([\d.]+) dB", script("own_method.py")))
-    assert own > ddim + 5
+    ddim, own = (float(each) for each in re.findall(r": ([\d.]+)% off", script("own_method.py")))
+    assert own < ddim / 2
 
 
 # diffusers
@@ -76,9 +119,8 @@ def test_a_method_of_ones_own_beats_ddim(script):
 
 @pytest.fixture(scope="module")
 def community(own_modules):
-    pipe = DiffusionPipeline.from_pretrained(
-        MODEL, custom_pipeline=str(EXAMPLES / "diffusers" / "invfast_pipeline.py"), trust_remote_code=True
-    )
+    file = str(EXAMPLES / "diffusers" / "invfast_pipeline.py")
+    pipe = DiffusionPipeline.from_pretrained(MODEL, custom_pipeline=file, trust_remote_code=True, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -111,7 +153,7 @@ def test_a_community_pipeline_names_what_is_wrong(community):
 def modular(own_modules):
     blocks = ModularPipelineBlocks.from_pretrained(str(EXAMPLES / "diffusers"), trust_remote_code=True)
     pipe = blocks.init_pipeline(str(MODEL))
-    pipe.load_components()
+    pipe.load_components(dtype=torch.float32)  # else the text encoder is in float16, as its file
     return pipe
 
 

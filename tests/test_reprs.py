@@ -84,6 +84,8 @@ class Held:
         (torch.zeros(0), "float32 (0,)"),
         ([torch.zeros(2), torch.zeros(2)], "[float32 (2,), float32 (2,)]"),
         ((1.23456789, float("nan")), "(1.235, nan)"),
+        ((38,), "(38,)"),
+        ([], "[]"),
         (list(range(1000)), "list of 1000"),
         ({}, "dict of 0"),
         ({"a": torch.zeros(9)}, "dict of 1"),
