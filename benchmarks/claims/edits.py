@@ -19,7 +19,8 @@ WAYS = ("ddim", started(2), AUTO)
 def rows(shards: Shards) -> Iterator[dict[str, Any]]:
     """A row a method, after edits from the noise that the images were drawn from."""
     subject = shards.subject
-    drawn = shards.drawn(0)[:SOURCES]
+    count = min(SOURCES, subject.each // 4)
+    drawn = shards.drawn(0)[:count]
     source = subject.pictures(drawn.init_latents).clamp(-1, 1)
     plain = subject.plain(drawn.init_latents)
     known = list(demo.PROMPTS.values())
@@ -27,7 +28,7 @@ def rows(shards: Shards) -> Iterator[dict[str, Any]]:
     for name, method in {"the noise": None, **subject.methods()}.items():
         if method is not None and name not in WAYS:
             continue
-        found = shards.several((0,), method)[:SOURCES]
+        found = shards.several((0,), method)[:count]
         begun = replace(drawn, latents=found.latents)
         made = []
         for turn in range(1, TARGETS + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks.claims.shards import Shards
+from benchmarks.claims.subjects import Subject
 from invfast import demo, edit, editing, invert, metrics, reconstruct
 from invfast.figures import grid
 from invfast.methods import METHODS, Auto, ForwardStart
@@ -29,7 +31,7 @@ WAYS = {
 
 def rows(shards: Shards) -> Iterator[dict[str, Any]]:
     """A row a method: PSNR in dB of the reconstructions, and how far the edits are from the source."""
-    for name, (back, edits, source) in made(shards).items():
+    for name, (back, edits, source) in made(shards.subject).items():
         there, again, edited = (pixels(each) for each in (source, back, edits))
         psnr, moved = metrics.psnr(again, there).median(), (edited - there).square().mean().sqrt()
         yield {"method": name, "psnr": float(psnr), "moved": float(moved), "n": len(source)}
@@ -37,7 +39,7 @@ def rows(shards: Shards) -> Iterator[dict[str, Any]]:
 
 def picture(shards: Shards) -> Image.Image:
     """Reconstructions and edits."""
-    found = made(shards)
+    found = made(shards.subject)
     lines, names = [], []
     for j, (name, target) in enumerate(PAIRS):
         source = next(iter(found.values()))[2][j]
@@ -46,9 +48,10 @@ def picture(shards: Shards) -> Image.Image:
     return grid(lines, ["source", *found], names, 96)
 
 
-def made(shards: Shards) -> dict[str, tuple[list[Image.Image], ...]]:
+@functools.cache
+def made(subject: Subject) -> dict[str, tuple[list[Image.Image], ...]]:
     """Of each method the reconstructions, edits and sources."""
-    pipe, steps = shards.subject.pipe, shards.subject.steps
+    pipe, steps = subject.pipe, subject.steps
     samples = demo.load_images()
     sources, prompts = zip(*(samples[name] for name, _ in PAIRS), strict=True)
     found = {}
