@@ -19,6 +19,9 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names nothing
+            said = f"{str(path)!r} cannot be written: {error.strerror}; make room, or name another place"
+            raise OSError(error.errno, said) from error
         raise

@@ -160,7 +160,12 @@ class Frame:
         if self.fit == "squash":
             return VaeImageProcessor().resize(image, self.height, self.width)
         if self.fit == "pad":
-            return ImageOps.pad(image, self.size, Image.Resampling.LANCZOS, color="white")
+            share = min(self.width / image.width, self.height / image.height)
+            inner = [max(1, round(side * share)) for side in image.size]  # ImageOps.pad fails beyond 128 to 1
+            paper = Image.new("RGB", self.size, "white")
+            place = [(whole - side) // 2 for whole, side in zip(self.size, inner, strict=True)]
+            paper.paste(image.resize(inner, Image.Resampling.LANCZOS), place)
+            return paper
         return ImageOps.fit(image, self.size, Image.Resampling.LANCZOS)
 
 

@@ -1,5 +1,7 @@
 """The batch engine with a task that needs no network: plans, resuming, errors, sources, the index."""
 
+import errno
+import io
 import json
 import os
 import pickle
@@ -20,6 +22,7 @@ from invfast.batch import index, local, parquet, plan, shards, source, worker
 from invfast.batch.plan import Item, Share
 from invfast.batch.source import Entry
 from invfast.batch.worker import Worker
+from invfast.files import write_atomically
 
 
 class Killed(BaseException):
@@ -579,3 +582,62 @@ def test_an_image_that_comes_back_is_done_the_next_time(tmp_path, monkeypatch):
     monkeypatch.undo()
     at = run(tmp_path / "in", tmp_path / "out", Toy())
     assert (at.before, at.done, at.failed) == (2, 1, 0)
+
+
+def test_a_damaged_shard_is_made_again(tmp_path, caplog):
+    fill(tmp_path / "in", 4, bad=False)
+    run(tmp_path / "in", tmp_path / "out", Toy())
+    whole = contents(tmp_path / "out")
+    path = sorted((tmp_path / "out" / "shards").glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-9])
+    at = run(tmp_path / "in", tmp_path / "out", Toy())
+    assert at.done > 0
+    assert f"shard {str(path)!r} cannot be used, its images are run again" in caplog.text
+    assert same(contents(tmp_path / "out"), whole)
+
+
+def test_results_do_not_go_where_the_images_are(tmp_path):
+    fill(tmp_path / "in", 2, bad=False)
+    for out in (tmp_path / "in", tmp_path):
+        with pytest.raises(ValueError, match=r"results cannot go to .* lies; name another folder"):
+            run(tmp_path / "in", out, Toy())
+    run(tmp_path / "in", tmp_path / "in" / "out", Toy())
+    os.symlink("loop2.png", tmp_path / "in" / "loop.png")
+    os.symlink("loop.png", tmp_path / "in" / "loop2.png")
+    at = run(tmp_path / "in", tmp_path / "in" / "out", Toy())
+    assert (at.before, at.failed) == (2, 2)
+
+
+def test_a_table_that_changes_is_read_anew(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    def write(count):
+        held = []
+        for j in range(count):
+            into = io.BytesIO()
+            picture(j).save(into, "PNG")
+            held.append({"bytes": into.getvalue(), "path": f"{count}-{j}.png"})
+        pyarrow.parquet.write_table(arrow.table({"image": held}), tmp_path / "t.parquet")
+
+    write(1)
+    assert run(tmp_path / "t.parquet", tmp_path / "out", Toy()).images == 1
+    write(2)
+    at = run(tmp_path / "t.parquet", tmp_path / "out", Toy())
+    assert (at.images, len(at.errors)) == (2, 0)
+
+
+def test_a_prompt_of_no_utf_8_is_written_out(tmp_path):
+    fill(tmp_path / "in", 1, bad=False)
+    at = run(tmp_path / "in", tmp_path / "out", Toy(), prompt="caf\udce9")
+    assert at.done == 1
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"a.bin' cannot be written: No space left on device; make room"):
+        write_atomically(tmp_path / "a.bin", b"x")
+    assert not list(tmp_path.iterdir())

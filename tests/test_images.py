@@ -212,6 +212,7 @@ def test_a_frame():
     wanted = images.to_pixels(picture, 8, 16, 16)
     assert torch.equal(images.to_pixels(Image.fromarray(squashed), 8), wanted)
     assert images.Frame(40, 20, "pad")(picture) is picture
+    assert images.Frame(8, 8, "pad")(Image.new("RGB", (2000, 2))).size == (8, 8)
     assert images.Frame(8, 24)(picture).size == (8, 24)
     for wrong, message in (((0, 8), "at least 1 x 1, got 0 x 8"), ((8, 8, "fill"), "unknown fit 'fill'; expected one")):
         with pytest.raises(ValueError, match=message):

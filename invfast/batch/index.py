@@ -51,8 +51,9 @@ def read(folder: Path) -> Known:
 
     Where both name an image the index is right, but for shards that were written after it.
     """
-    there = {None, *shards.files(folder)}
-    listed = [row for row in _stored(folder) if row["file"] in there]
+    stored = _stored(folder)
+    there = {file for file in {row["file"] for row in stored} if file is None or shards.opens(folder, file)}
+    listed = [row for row in stored if row["file"] in there]
     names, ids = {row["name"]: row for row in listed}, {}
     written = max((path.stat().st_mtime_ns for path in _files(folder)), default=0)
     others = list(shards.rows(folder, {row["file"] for row in listed}))

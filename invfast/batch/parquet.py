@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def rows(path: Path, images: Sequence[str], prompts: Sequence[str]) -> Iterator[
     Raises:
         ValueError: no parquet file, or no column of images.
     """
-    file = _opened(str(path))
+    file = _opened(str(path), _stamp(str(path)))
     known = file.schema_arrow.names
     image = next((name for name in images if name in known), None)
     if image is None:
@@ -77,28 +78,34 @@ def image(path: str, row: int) -> bytes:
     Raises:
         ValueError: the row holds none.
     """
-    file = _opened(path)
+    file = _opened(path, _stamp(path))
     group = 0
     while row >= file.metadata.row_group(group).num_rows:
         row -= file.metadata.row_group(group).num_rows
         group += 1
     with _reading:  # threads that want the same group wait for it
-        value = _images(path, group)[row].as_py()
+        value = _images(path, group, _stamp(path))[row].as_py()
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(content, bytes):
         raise ValueError(f"row {row} of group {group} in {path!r} holds no image, but {type(content).__name__}")
     return content
 
 
+def _stamp(path: str) -> tuple[int, ...]:
+    """What tells a file from the one that it replaced."""
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 @functools.lru_cache(maxsize=4)
-def _images(path: str, group: int) -> Any:
-    file = _opened(path)
+def _images(path: str, group: int, stamp: tuple[int, ...]) -> Any:
+    file = _opened(path, stamp)
     name = next(name for name in ("image", "file_name") if name in file.schema_arrow.names)
     return file.read_row_group(group, columns=[name])[name]
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(path: str) -> Any:
+def _opened(path: str, stamp: tuple[int, ...]) -> Any:
     arrow = pyarrow()
     try:
         return arrow.parquet.ParquetFile(path)
@@ -126,4 +133,4 @@ def dumps(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
 
 def loads(path: Path) -> list[dict[str, Any]]:
     """The rows of an index."""
-    return _opened.__wrapped__(str(path)).read().to_pylist()
+    return _opened.__wrapped__(str(path), ()).read().to_pylist()

@@ -136,7 +136,7 @@ def run(
     with Log(folder / f"log{'' if shard is None else f'-{shard.part}-of-{shard.of}'}.jsonl") as log:
         book = _Book(at, log)
         try:
-            asked = [(each, _prompt(each, prompts or {}, prompt)) for each in mine]
+            asked = [(each, source.clean(_prompt(each, prompts or {}, prompt))) for each in mine]
             items = plan.merged(book.items(_scanned(asked, configuration, task.frame), stop, check))
             todo = book.less_known(items, index.read(folder), retry)
             most = plan.fitting(int(task.memory() * runner.share)) if batch is None else lambda size: batch

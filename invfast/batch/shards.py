@@ -62,6 +62,18 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in (folder / FOLDER).glob("*.safetensors"))
 
 
+def opens(folder: Path, file: str) -> bool:
+    """Whether a shard is there and whole, by its header; where it is not, a warning."""
+    try:
+        with safetensors.safe_open(folder / file, "pt"):
+            return True
+    except FileNotFoundError:
+        return False
+    except (OSError, safetensors.SafetensorError) as error:
+        logger.warning("shard %r cannot be used, its images are run again: %s", str(folder / file), error)
+        return False
+
+
 def rows(folder: Path, but: Container[str] = ()) -> Iterator[dict[str, Any]]:
     """The rows of all shards, but those of files named in `but`, with "file" and "row", where the
     result lies, and "written", when, in nanoseconds.
@@ -99,7 +111,9 @@ def read(folder: Path, file: str, row: int) -> tuple[dict[str, torch.Tensor], di
             names = [name for name in opened.keys() if name.startswith(start)]  # noqa: SIM118 (no mapping)
             tensors = {name.removeprefix(start): opened.get_tensor(name).clone() for name in names}
     except (KeyError, RecursionError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"shard {str(path)!r} cannot be used: {error}") from error
+        raise ValueError(
+            f"shard {str(path)!r} cannot be used: {error}; delete it, and the same command makes it again"
+        ) from error
     return tensors, {name.removeprefix(start): text for name, text in says.items() if name.startswith(start)}
 
 

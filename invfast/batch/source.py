@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -92,19 +93,22 @@ def captions(path: str | Path) -> dict[str, str]:
         name, prompt = _named(row, IMAGE), _named(row, PROMPT)
         if not isinstance(name, str) or not isinstance(prompt, str):
             raise ValueError(f"{str(path)!r}, row {number}: expected texts {IMAGE[0]!r} and {PROMPT[0]!r}, got {row}")
-        found[_clean(Path(name).as_posix())] = _clean(prompt)
+        found[clean(Path(name).as_posix())] = clean(prompt)
     return found
 
 
 def _of_folder(folder: Path, recursive: bool, but: Path | None, left: Counter[str]) -> Iterator[Entry]:
-    own = None if but is None else but.resolve()
+    root, own = os.path.realpath(folder), None if but is None else os.path.realpath(but)
+    if own is not None and f"{root}{os.sep}".startswith(f"{own}{os.sep}"):
+        raise ValueError(f"results cannot go to {str(but)!r}, where {str(folder)!r} lies; name another folder")
     for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
         relative = path.relative_to(folder)
-        inside = own is not None and own in (path.resolve(), *path.resolve().parents)
+        real = os.path.realpath(path) if path.is_symlink() else os.path.join(root, relative)
+        inside = own is not None and f"{real}{os.sep}".startswith(f"{own}{os.sep}")
         if path.is_dir() or inside or any(part.startswith(".") for part in relative.parts):
             continue
         if path.suffix.lower() in ENDINGS:
-            yield Entry(_clean(relative.as_posix()), str(path.absolute()))
+            yield Entry(clean(relative.as_posix()), str(path.absolute()))
         else:
             left[path.suffix.lower() or "no ending"] += 1
 
@@ -112,11 +116,11 @@ def _of_folder(folder: Path, recursive: bool, but: Path | None, left: Counter[st
 def _of_table(path: Path) -> Iterator[Entry]:
     for number, row in enumerate(_rows(path)):
         image, prompt = _named(row, IMAGE), _named(row, PROMPT)
-        prompt = None if prompt is None else _clean(str(prompt))
+        prompt = None if prompt is None else clean(str(prompt))
         if isinstance(image, str) and image:
-            yield Entry(_clean(Path(image).as_posix()), str(path.parent.absolute() / image), prompt)
+            yield Entry(clean(Path(image).as_posix()), str(path.parent.absolute() / image), prompt)
         elif path.suffix.lower() == ".parquet" and image is parquet.HELD:
-            yield Entry(_clean(row["name"]), str(path.absolute()), prompt, number)
+            yield Entry(clean(row["name"]), str(path.absolute()), prompt, number)
         else:
             raise ValueError(f"{str(path)!r}, row {number + 1}: expected a path as {IMAGE[0]!r}, got {row}")
 
@@ -145,6 +149,6 @@ def _named(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text that every file format takes: bytes of a name that are no UTF-8 are written out."""
     return text.encode("utf-8", "backslashreplace").decode()
