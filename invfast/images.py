@@ -136,7 +136,7 @@ class Frame:
             "squash" distorts, as `to_pixels` does.
 
     Raises:
-        ValueError: a side below 1, or another fit.
+        ValueError: a side below 1, more pixels than MAX_PIXELS, or another fit.
     """
 
     width: int
@@ -146,6 +146,8 @@ class Frame:
     def __post_init__(self) -> None:
         if min(self.width, self.height) < 1:
             raise ValueError(f"a size must be at least 1 x 1, got {self.width} x {self.height}")
+        if self.width * self.height > MAX_PIXELS:  # a typing error ends here, not where memory does
+            raise ValueError(f"a size may have {MAX_PIXELS} pixels at most, got {self.width} x {self.height}")
         if self.fit not in FITS:
             raise ValueError(f"unknown fit {self.fit!r}; expected one of {', '.join(FITS)}")
 

@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from invfast import Inversion, demo, invert, reconstruct
 from invfast.cli import app
+from invfast.cli.asked import check
 from invfast.images import Frame, load
 from invfast.watermark import load_key
 
@@ -342,6 +343,10 @@ def test_a_cache_that_cannot_be_made_is_said_without_a_number(tmp_path, monkeypa
         ("--strength", "0", "strength must lie in (0, 1], got 0.0"),
         ("--encode", "vae", "unknown encode 'vae'"),
         ("--output", "file/x.png", "file' is a file; name another place"),
+        ("--table", "file/x.csv", "file' is a file; name another place"),
+        ("--cell", "0", "cell must be an integer from 1 to 4096"),
+        ("--seed", "99999999999999999999", "a seed must be an integer of 64 bits, got 99999999999999999999"),
+        ("--seed", "-99999999999999999999", "a seed must be an integer of 64 bits"),
     ],
 )
 def test_options_are_checked_before_a_model_is_loaded(option, value, message, tmp_path, monkeypatch):
@@ -362,6 +367,38 @@ def test_options_are_checked_before_a_model_is_loaded(option, value, message, tm
         assert (done.exit_code, message in done.stderr) == (1, True), (name, done.stderr)
         asked += 1
     assert asked >= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ("interpolate a b -o file", 1, "'file' is a file; name a folder"),
+        ("interpolate a b -o x.png -n 1", 2, "greater than or equal to 2"),
+        ("watermark embed a.json -o file", 1, "'file' is a file; name a folder"),
+        ("watermark embed a.json -o x --seed 99999999999999999999", 1, "a seed must be an integer of 64 bits"),
+        ("watermark detect a.png --key a.json --device warp", 1, "device 'warp' cannot be used"),
+        ("watermark key -o k.json --radius 3", 1, "a gaussian_shading key has no --radius"),
+        ("batch . -o x --key file --fit pad", 2, "--fit says how images come to a --size; give one"),
+        ("batch . -o x --size 60000", 1, "a size may have 67108864 pixels at most, got 60000 x 60000"),
+        ("export --size 60000", 1, "pixels at most, got 60000 x 60000"),
+        ("export --capability 86 --runtime eager", 1, "'eager' does not build for another machine's GPU"),
+    ],
+)
+def test_what_one_command_has_is_checked_before_a_model_is_loaded(args, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr("invfast.loading.load", None)
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, args.split())
+    assert (done.exit_code, message in " ".join(done.stderr.split())) == (code, True), done.stderr
+    assert done.stdout == ""
+    assert os.listdir() == ["file"]
+
+
+def test_devices_of_a_cluster_are_not_this_machines():
+    with pytest.raises(ValueError, match="device 'cuda:99' cannot be used"):
+        check({"device": "cuda:99", "engine": "local"})
+    check({"device": "cuda:99", "engine": "ray"})
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,6 @@ def test_a_folder(folder):
     [
         (["a.safetensors", "three.safetensors"], "the inversions differ in schedule"),
         (["a.safetensors", "both.safetensors"], "b is an inversion of 2 images"),
-        (["a.safetensors", "b.safetensors", "-n", "1"], "n must be at least 2"),
     ],
 )
 def test_what_cannot_be(args, message, folder):

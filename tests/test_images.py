@@ -214,7 +214,11 @@ def test_a_frame():
     assert images.Frame(40, 20, "pad")(picture) is picture
     assert images.Frame(8, 8, "pad")(Image.new("RGB", (2000, 2))).size == (8, 8)
     assert images.Frame(8, 24)(picture).size == (8, 24)
-    for wrong, message in (((0, 8), "at least 1 x 1, got 0 x 8"), ((8, 8, "fill"), "unknown fit 'fill'; expected one")):
+    for wrong, message in (
+        ((0, 8), "at least 1 x 1, got 0 x 8"),
+        ((60000, 60000), "pixels at most, got 60000 x 60000"),
+        ((8, 8, "fill"), "unknown fit 'fill'; expected one"),
+    ):
         with pytest.raises(ValueError, match=message):
             images.Frame(*wrong)
 

@@ -13,8 +13,9 @@ def check(given: Mapping[str, Any]) -> None:
     Raises:
         ValueError, OSError: an option's value; says what was expected.
     """
+    elsewhere = given.get("engine") == "ray"  # devices are those of its actors
     for name, refuse in CHECKS.items():
-        if given.get(name) is not None:
+        if given.get(name) is not None and not (elsewhere and name == "device"):
             refuse(given[name])
 
 
@@ -55,6 +56,21 @@ def _encode(name: str) -> None:
     chosen(name)
 
 
+def _seed(seed: int) -> None:
+    import torch
+
+    try:
+        torch.Generator().manual_seed(seed)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"a seed must be an integer of 64 bits, got {seed}") from error
+
+
+def _cell(cell: int) -> None:
+    from invfast.figures import check_cell
+
+    check_cell(cell)
+
+
 def _output(path: Path) -> None:
     above = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
     if above != path and not above.is_dir():
@@ -70,5 +86,8 @@ CHECKS = {
     "guidance": _guidance,
     "strength": _strength,
     "encode": _encode,
+    "seed": _seed,
+    "cell": _cell,
     "output": _output,
+    "table": _output,
 }

@@ -170,6 +170,12 @@ def suffix_of(path: Path, known: Sequence[str], what: str = "pictures") -> str:
     return path.suffix.lower()
 
 
+def check_folder(path: Path) -> None:
+    """Where several files go, asked before anything is computed, which would be lost."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{str(path)!r} is a file; name a folder, each image has a file of its own in it")
+
+
 def write(path: Path, content: bytes) -> None:
     """A file, whole or not at all; its folder is made."""
     from invfast.files import write_atomically

@@ -115,7 +115,7 @@ def batch(
         raise typer.BadParameter("--address, --actors and --gpus are of --engine ray")
     stop_on("SIGTERM", "SIGHUP")
     if keys and size is None and fit is not None:
-        raise typer.BadParameter("--fit says how images come to a --size, and keys have one of their own; leave it out")
+        raise typer.BadParameter("--fit says how images come to a --size; give one, without it they come to the key's")
     frame = None if keys and size is None else frame_of(model, size, fit)  # keys are for a size of their own
     own = {} if frame is None else {"size": frame.size, "fit": frame.fit}
     how = {"dtype": dtype, "seed": seed, "device": device, "runtime": runtime, "config": config, **own}

@@ -20,6 +20,7 @@ from invfast.cli.base import (
     Runtime,
     Source,
     Steps,
+    check_folder,
     guarded,
     load_model,
     load_model_of,
@@ -43,7 +44,7 @@ def interpolate(
     ],
     model: Source = None,
     config: Config = "",
-    count: Annotated[int, typer.Option("-n", "--count", help="Pictures, both ends among them.")] = 7,
+    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Pictures, both ends among them.")] = 7,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. (default: the inversions')")] = None,
     cell: Cell = None,
     milliseconds: Annotated[int, typer.Option(min=10, help="A picture is shown in a GIF.")] = 150,
@@ -57,6 +58,8 @@ def interpolate(
     from invfast.figures import MOVING, SUFFIXES, fitted
 
     suffix = suffix_of(output, (*SUFFIXES, MOVING)) if output.suffix else ""
+    if not suffix:
+        check_folder(output)
     a, b = (invfast.Inversion.load(path) for path in (first, second))
     pipe = load_model_of({first: a, second: b}, model, device, config)
     with terminal.progress(pipe, "interpolating"):
@@ -106,7 +109,6 @@ def compare(
     suffix = suffix_of(output, figures.SUFFIXES)
     of_table = None if table is None else suffix_of(table, tables.SUFFIXES, "tables")
     chosen = {name: parse(name) for name in split(methods)}
-    figures.check_cell(cell)
     prompts = one_each(prompt, images)
     pictures = [load(path) for path in images]
     frame = frame_of(model, size, fit, (picture.size for picture in pictures))

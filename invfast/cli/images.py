@@ -22,6 +22,7 @@ from invfast.cli.base import (
     Seed,
     Source,
     Steps,
+    check_folder,
     guarded,
     load_model,
     load_model_of,
@@ -161,8 +162,7 @@ def _batches(sizes: list[tuple[int, int]], batch: int) -> Iterator[slice]:
 
 
 def _targets(images: list[Path], output: Path) -> list[Path]:
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{str(output)!r} is a file; name a folder, each image has a file of its own in it")
+    check_folder(output)
     targets = [output / f"{path.stem}.safetensors" for path in images]
     if len(set(targets)) < len(targets):
         raise ValueError("two images share a file name without its ending; their results would overwrite each other")

@@ -38,11 +38,16 @@ def export(
 ) -> None:
     """Export a model's network into the cache ahead of time: invfast export --runtime openvino --size 64"""
     import invfast
+    from invfast import runtimes
+    from invfast.images import Frame
 
+    frame = Frame(*size)
+    if capability is not None:
+        runtimes.ahead_of_time(runtime, capability)
     found = invfast.prepare(
         load_model(model, device, config),
-        height=size[1],
-        width=size[0],
+        height=frame.height,
+        width=frame.width,
         batch_size=batch,
         guidance_scale=guidance,
         runtime=runtime,

@@ -18,6 +18,7 @@ from invfast.cli.base import (
     Prompts,
     Runtime,
     Steps,
+    check_folder,
     guarded,
     load_model,
     one_each,
@@ -56,8 +57,10 @@ def key(
     if output.exists():
         raise ValueError(f"{str(output)!r} exists; a key that is lost finds no image again, so it is not replaced")
     said = {"message": message, "pattern": pattern, "radius": radius, "copies": _sides("copies", copies)}
+    said = {name: value for name, value in said.items() if value is not None}
+    _check_known(KINDS[kind], said)
     sides = _sides("shape", shape) or shape_of(load_model(model, "cpu", config))
-    made = _made(KINDS[kind], sides, {name: value for name, value in said.items() if value is not None})
+    made = KINDS[kind].new(sides, **said)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_key(made, output)
     row = {"command": "watermark key", "file": str(output), "kind": made.kind, "shape": list(made.shape)}
@@ -92,6 +95,8 @@ def embed(
 
     if output.suffix.lower() not in ("", ".safetensors"):
         raise ValueError(f"latents end in .safetensors and a folder of images has no ending; got {str(output)!r}")
+    if not output.suffix:
+        check_folder(output)
     latents = load_key(file).embed(n, [torch.Generator().manual_seed(seed + j) for j in range(n)])
     names = [str(output)]
     if output.suffix:
@@ -189,13 +194,12 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['image']}: {row['key'] if row['found'] else 'nothing found'} ({verdict}{bits})"
 
 
-def _made(cls: type[Key], shape: tuple[int, ...], said: dict[str, Any]) -> Key:
+def _check_known(cls: type[Key], said: dict[str, Any]) -> None:
     import inspect
 
     strange = sorted(said.keys() - set(inspect.signature(cls.new).parameters))
     if strange:
         raise ValueError(f"a {cls.kind} key has no --{strange[0]}")
-    return cls.new(shape, **said)
 
 
 def _sides(name: str, text: str) -> tuple[int, ...] | None:
