@@ -102,7 +102,7 @@ SUBJECTS = (
     Subject("pixel", demo.load_pixel_pipeline, (3, 32, 32), 20, 32, 128, False, (1, 2, 3, 5)),
 )
 QUICK = (
-    Subject("latent", demo.load_pipeline, (4, 16, 16), 10, 1, 32, True, (1, 2), ("easyinv",)),
-    Subject("flow", demo.load_flow_pipeline, (4, 16, 16), 8, 1, 16, True, (1, 2)),
-    Subject("pixel", demo.load_pixel_pipeline, (3, 32, 32), 10, 2, 32, False, (1, 2)),
+    Subject("latent", demo.load_pipeline, (4, 16, 16), 10, 1, 16, True, (1, 2), ("easyinv",)),
+    Subject("flow", demo.load_flow_pipeline, (4, 16, 16), 8, 1, 8, True, (1, 2)),
+    Subject("pixel", demo.load_pixel_pipeline, (3, 32, 32), 10, 2, 16, False, (1, 2)),
 )
