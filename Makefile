@@ -71,7 +71,7 @@ model: $(VENV)/.train
 model-eval: $(VENV)/.train
 	$(BIN)/python -m training eval $(if $(MODELS),$(MODELS),invfast/demo/emoji64)
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.test $(VENV)/.dist
 	$(BIN)/python -m pytest -q -m slow --timeout=3600
 
 # The page of `invfast app` in a Chromium that is on PATH.

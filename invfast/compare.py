@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 
-from invfast import adapters, figures, images, metrics, tables
+from invfast import adapters, figures, images, metrics, plain, tables
 from invfast.api import invert
 from invfast.methods import Method
 from invfast.returning import reconstruct
@@ -44,6 +44,8 @@ class Comparison:
 
     rows: list[dict[str, Any]]
     picture: Image.Image
+
+    __repr__ = plain.line
 
     def print(self, console: Console) -> None:
         """The table, and what its columns mean."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 
 from invfast.ops import extension
@@ -109,33 +108,6 @@ def test_a_failure_without_cuda_is_still_one(setup_py, monkeypatch, tmp_path):
     monkeypatch.setattr(setup_py, "run", fail)
     with pytest.raises(setup_py.NotBuiltError, match="no space left"):
         setup_py.compile_extension(tmp_path / "_C.abi3.so", tmp_path / "cmake")
-
-
-def files(folder):
-    found = (path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file())
-    return {str(path) for path in found if "__pycache__" not in path.parts and not path.name.startswith("_C.")}
-
-
-def test_an_sdist_holds_what_a_build_needs_and_no_half_of_the_tests(tmp_path):
-    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    held = set((tmp_path / "invfast.egg-info/SOURCES.txt").read_text().splitlines())
-    needed = {"CMakeLists.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE", "CITATION.cff"}
-    for folder in ("invfast", "kernels", "csrc"):
-        needed |= files(folder)
-    assert needed - held == set()
-    assert [name for name in held if name.startswith(("tests/", "training/", "benchmarks/"))] == []
-
-
-def test_the_citation_is_of_this_version_and_names_both_papers():
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
-    assert all(cited[name] for name in ("cff-version", "message", "title", "authors"))  # what the format requires
-    papers = {each["identifiers"][0]["value"]: each for each in cited["references"]}
-    assert set(papers) == {"arXiv:2408.05159", "arXiv:2410.23530"}
-    assert all(each["title"] and each["authors"] for each in papers.values())
 
 
 NVCC = """#!/bin/sh

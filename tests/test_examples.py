@@ -1,5 +1,6 @@
 """What lies in examples/ runs as it stands: scripts, notebooks, and the two files for diffusers' own loaders."""
 
+import ast
 import re
 import runpy
 import sys
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 MODEL = demo.ROOT / "emoji64"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+MAGIC = re.compile("^%.*", re.MULTILINE)
 QUICK = {"method": "ddim", "num_inference_steps": 3}
 
 # Notebooks
@@ -34,9 +36,22 @@ def test_a_notebook_is_whole_and_without_outputs(path):
     for cell in cells:
         assert cell.outputs == []
         assert cell.execution_count is None
-        compile(re.sub(r"^%.*", "", cell.source, flags=re.MULTILINE), path.name, "exec")
+        compile(MAGIC.sub("", cell.source), path.name, "exec")
     for target in re.findall(r"\]\(([^)#:]+)\)", "".join(cell.source for cell in notebook.cells)):
         assert (path.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_names_what_there_is(path):
+    cells = nbformat.read(path, nbformat.NO_CONVERT).cells
+    nodes = list(ast.walk(ast.parse(MAGIC.sub("", "\n".join(c.source for c in cells if c.cell_type == "code")))))
+    names = {}
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            exec(ast.unparse(node), names)
+    asked = {(n.value.id, n.attr) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+    missing = [".".join(each) for each in asked if each[0] in names and not hasattr(names[each[0]], each[1])]
+    assert missing == []
 
 
 @pytest.mark.slow

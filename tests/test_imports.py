@@ -100,7 +100,7 @@ ALLOWED = {
         *("adapters", "ambient", "analysis", "api", "arguments", "files", "grids", "inversion", "methods", "plain"),
         *("reconstruction", "returning"),
     },
-    "compare": {"api", "adapters", "figures", "images", "methods", "metrics", "returning", "tables"},
+    "compare": {"api", "adapters", "figures", "images", "methods", "metrics", "plain", "returning", "tables"},
     "demo": {"", "schedule", "images", "compare", "methods"},
     "doctor": {"methods", "ops", "runtimes"},
     "app": {

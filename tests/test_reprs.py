@@ -7,6 +7,7 @@ import torch
 from watermarks import A, B
 
 from invfast import DecoderInversion, Schedule, analysis, batch, interpolate, invert, plain, reconstruct
+from invfast.compare import COLUMNS, Comparison
 from invfast.watermark import GaussianShading, RingID, TreeRing, detect, score
 
 SHAPE = (4, 16, 16)
@@ -38,6 +39,7 @@ def results(pipe, samples, tmp_path_factory):
     return [
         *(inversion, inversion.stats, inversion.schedule, Schedule(torch.arange(3), torch.tensor([1.0, 0.5, 0.1]))),
         *(reconstruct(pipe, inversion, output_type=each) for each in ("pil", "np", "pt", "latent")),
+        *(Comparison([{"method": "ddim"} | dict.fromkeys(COLUMNS, 1 / 3)] * n, pictures[0]) for n in (1, 9)),
         *(interpolate(pipe, inversion[0], inversion[1], n=2), DecoderInversion()),
         *(recording, analysis.swap_up(pipe, again, recording.outputs, 1)),
         *(report, *report.rows, *report.found.values(), *(each.latents for each in list(report.found.values()))),
