@@ -24,6 +24,23 @@ def test_the_citation_is_of_this_version_and_names_both_papers():
         assert all(author["family-names"] for author in paper["authors"])
 
 
+def files(folder):
+    found = (path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {str(path) for path in found if "__pycache__" not in path.parts and not path.name.startswith("_C.")}
+
+
+def test_an_sdist_holds_what_a_build_needs_and_no_half_of_the_tests(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    held = set((tmp_path / "invfast.egg-info/SOURCES.txt").read_text().splitlines())
+    needed = {"CMakeLists.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE", "CITATION.cff"}
+    for folder in ("invfast", "kernels", "csrc"):
+        needed |= files(folder)
+    assert needed - held == set()
+    assert [name for name in held if name.startswith(("tests/", "training/", "benchmarks/"))] == []
+
+
 @pytest.mark.slow
 def test_sdist_and_wheel_work_in_an_empty_folder(tmp_path):
     for name in ("build.__main__", "auditwheel"):
